@@ -1,1 +1,1 @@
-"""What a clinician reads of a model: its performance at each hospital, as numbers, tables and figures."""
+"""A model's performance at each hospital, for clinicians: numbers, tables and figures."""

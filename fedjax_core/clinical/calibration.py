@@ -1,5 +1,5 @@
-"""Whether risks are right, from sums: Brier score, calibration curve, intercept, slope and the integrated
-calibration index.
+"""Calibration of risks from sums of sites: Brier score, calibration curve, intercept, slope and the
+integrated calibration index.
 
     in the large   y ~ logistic(a + logit p)            a = 0 where as many have the outcome as were expected
     slope          y ~ logistic(a + b logit p)          b < 1: risks are too extreme
@@ -7,8 +7,8 @@ calibration index.
     ICI            mean |smooth(p) - p| over people     (Austin and Steyerberg, Statistics in Medicine 38, 2019, by loess there)
 
 Each fit is the pooled fit, by Newton's method: a visit takes coefficients to all sites, and each site sends a
-gradient and an information matrix that add (`recalibration_sums`). The same fit recalibrates a model that was
-released: `recalibrated`.
+gradient and an information matrix, which add (`recalibration_sums`). The same fit recalibrates a released
+model (`recalibrated`).
 
 >>> outcome, risk = np.array([0, 1, 0, 1, 1, 0]), np.array([0.2, 0.7, 0.4, 0.6, 0.3, 0.5])
 >>> found = recalibrate(lambda told: recalibration_sums(outcome, risk, told, SLOPE), SLOPE)
@@ -113,15 +113,14 @@ def curve(sums: BinSums, minimum: int = 1) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def expected_calibration_error(sums: BinSums) -> float:
-    """The mean over people of |mean risk - share with the outcome| in their bin."""
+    """The mean over people of |mean risk - share with the outcome| in each one's bin."""
     return float(np.abs(sums.risk - sums.outcome).sum() / sums.people.sum())
 
 
 def recalibration_sums(
     outcome: np.ndarray, risk: np.ndarray, coefficients: np.ndarray, basis: Basis
 ) -> RecalibrationSums:
-    """The site half of one visit: gradient and information of the log likelihood at the coefficients that are
-    told."""
+    """The site half of one visit: gradient and information of the log likelihood at these coefficients."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
     columns, offset = _columns(risk, basis)
@@ -134,10 +133,10 @@ def recalibration_sums(
 def recalibrate(
     visit: Callable[[np.ndarray], RecalibrationSums], basis: Basis = SLOPE, *, visits: int = 50
 ) -> Recalibration:
-    """The pooled fit: `visit` takes coefficients [d] to all sites and brings the sum of what they send.
+    """The pooled fit: `visit` sends coefficients [d] to all sites and returns the sum of their replies.
 
-    Raises ValueError where the fit does not settle: one outcome only, all risks alike, or risks that separate
-    the outcomes."""
+    Raises ValueError where the fit does not converge: one outcome only, all risks alike, or risks that
+    separate the outcomes."""
     coefficients = _begin(basis)
     for _ in range(visits):
         gradient, information = visit(coefficients)
@@ -158,14 +157,13 @@ def recalibrate(
 
 
 def recalibrated(risk: np.ndarray, fit: Recalibration) -> np.ndarray:
-    """The risks [n] that the fit gives in the place of these."""
+    """The recalibrated risks [n] of a fit."""
     columns, offset = _columns(np.asarray(risk, float), fit.basis)
     return expit(columns @ fit.coefficients + offset)
 
 
 def distance_sums(risk: np.ndarray, fit: Recalibration) -> DistanceSums:
-    """The site half of the integrated calibration index: how far risks are from the smooth curve that was
-    fitted."""
+    """The site half of the integrated calibration index: how far risks are from the fitted smooth curve."""
     return DistanceSums(len(risk), float(np.abs(recalibrated(risk, fit) - risk).sum()))
 
 
@@ -198,7 +196,7 @@ def _columns(risk: np.ndarray, basis: Basis) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _natural_spline(x: np.ndarray, knots: np.ndarray) -> np.ndarray:
-    """x, and the cubic terms [n, k - 1] that are straight lines beyond the outer knots (Harrell, Regression
+    """x and its cubic terms [n, k - 1], which are straight lines beyond the outer knots (Harrell, Regression
     Modeling Strategies)."""
     last, before = knots[-1], knots[-2]
 

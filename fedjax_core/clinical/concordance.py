@@ -2,9 +2,9 @@
 
 The site half counts people by bin of time and bin of risk, deaths apart from people who left alive. Counts
 add over sites, so that pairs of people at different sites are compared as well. Pairs in one bin of time or
-of risk are not told apart: `low` and `high` say how far the C-index of all people's own times and risks can
-be. Where times and risks are the grid's own values (days; points of a score), `exact` counts equal risks as
-half, and two deaths on one day as no pair, as lifelines does.
+of risk cannot be ordered: `low` and `high` bound the C-index of the exact times and risks. Where times and
+risks are the grid's own values (days; points of a score), `exact` counts equal risks as half, and two deaths
+on one day as no pair, as lifelines does.
 
 Harrell et al., "Evaluating the yield of medical tests", JAMA 247, 1982.
 
@@ -31,10 +31,10 @@ class SurvivalCounts(NamedTuple):
 def survival_counts(
     time: ArrayLike, event: ArrayLike, risk: ArrayLike, times: np.ndarray, edges: np.ndarray
 ) -> SurvivalCounts:
-    """The site half: `times` [T + 1] and `edges` [G + 1] are public; a higher risk is to mean an earlier
-    death.
+    """The site half: people by bins of the public `times` [T + 1] and `edges` [G + 1]; a higher risk means an
+    earlier death.
 
-    Raises ValueError for what is not finite, or is outside the grid.
+    Raises ValueError for values that are not finite or are outside the grid.
     """
     time, event, risk = np.asarray(time, float), np.asarray(event, float), np.asarray(risk, float)
     if not time.shape == event.shape == risk.shape or time.ndim != 1 or not np.isin(event, (0, 1)).all():

@@ -1,5 +1,5 @@
-"""Sets and intervals that hold the truth with a promised chance, from counts of sites: split conformal
-prediction.
+"""Split conformal prediction from counts of sites: sets and intervals that hold the truth with a promised
+chance.
 
 A score says how badly a prediction fits the truth: 1 - probability of the true class, or |outcome -
 prediction|. Of the n people that sites hold out, take the score of rank k = ceil((n + 1) (1 - alpha)) among
@@ -8,11 +8,11 @@ whatever the model (Vovk, Gammerman and Shafer 2005; Lei et al., JASA 113, 2018)
 rank, the threshold is infinite: everything is in the set.
 
 Sites send counts of scores on a public grid, which add. The threshold is the right end of the bin that has
-the rank: coverage is kept, and exceeds that of the exact score by the share of people in the bin at most.
-More `visits` refine that bin. A group has its promise for itself by its own rank (`thresholds`). To average
+the rank: coverage is kept, and exceeds that of the exact score by at most the share of people in the bin.
+More `visits` refine that bin. A group's own rank gives the promise for that group (`thresholds`). Averaging
 the sites' own quantiles is not valid: a site of many easy people and one of few hard ones give too small a
 threshold, as a test of this module shows. The promise is for a person drawn from the pooled people, not for
-each site: `coverage` by site tells how far they are apart.
+each site: `coverage` shows how far sites differ.
 
 >>> scores = [np.arange(1, 20) / 20, np.arange(1, 19) / 20]
 >>> found = threshold(lambda edges: sum(score_counts(each, edges) for each in scores), alpha=0.1, low=0.0, high=1.0, bins=20)
@@ -31,10 +31,10 @@ from fedjax_core.checks import at_least
 
 
 class Threshold(NamedTuple):
-    """The score up to which an answer is in the set."""
+    """A conformal threshold: the score up to which an answer is in the set."""
 
     value: float
-    below: float  # the score of that rank is above this
+    below: float  # the score of the rank is above this
     people: int
     rank: int
     promised: float  # rank / (people + 1): the chance that a new person is covered is at least this
@@ -60,10 +60,10 @@ def threshold(
     bins: int = 1000,
     visits: int = 1,
 ) -> Threshold:
-    """The pooled threshold: `visit` takes edges to all sites, and brings the sum of their `score_counts`.
+    """The pooled threshold: `visit` sends edges to all sites and returns the sum of their `score_counts`.
 
-    Scores are to be between `low` and `high`. Each further visit divides the bin that has the rank by `bins`
-    once more, which tells of ever fewer people: a site's minimum may stop it.
+    Scores lie between `low` and `high`. Each further visit divides the bin that has the rank into `bins` once
+    more. Its counts are of ever fewer people, so a site's minimum may stop it.
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha is the share of people who may be missed, between 0 and 1, got {alpha!r}")
@@ -72,7 +72,7 @@ def threshold(
         edges = np.linspace(low, high, bins + 1)
         counts = np.asarray(visit(edges))
         people = int(counts.sum())
-        rank = ceil((people + 1) * (1 - alpha) - 1e-9)  # which rounding must not raise: 20 * (1 - 0.05) is 19
+        rank = ceil((people + 1) * (1 - alpha) - 1e-9)  # rounding must not raise it: 20 * (1 - 0.05) is 19
         if rank > people:
             return Threshold(inf, -inf, people, people + 1, 1.0)
         place = int(np.searchsorted(np.cumsum(counts), rank))
@@ -94,7 +94,7 @@ def thresholds(
     high: float,
     bins: int = 1000,
 ) -> dict[Hashable, Threshold]:
-    """A threshold for each group, with the promise for each: `visit` brings the summed counts of each
+    """A threshold for each group, with the promise for each: `visit` returns the summed counts of each
     group."""
     edges = np.linspace(low, high, bins + 1)
     counts = visit(edges)
@@ -106,13 +106,13 @@ def thresholds(
 
 
 def class_scores(probabilities: ArrayLike, outcome: ArrayLike) -> np.ndarray:
-    """1 - the probability [n, classes] that was given to the class that came true [n]."""
+    """1 - the probability [n, classes] of the class that came true [n]."""
     probabilities, outcome = np.asarray(probabilities, float), np.asarray(outcome)
     return 1 - probabilities[np.arange(len(outcome)), outcome]
 
 
 def sets(probabilities: ArrayLike, threshold: Threshold) -> np.ndarray:
-    """Which classes [n, classes] each person's set has."""
+    """[n, classes] bool: the classes in each person's set."""
     return 1 - np.asarray(probabilities, float) <= threshold.value
 
 
@@ -123,7 +123,7 @@ def intervals(predictions: ArrayLike, threshold: Threshold) -> tuple[np.ndarray,
 
 
 def coverage(scores: Iterable[np.ndarray], threshold: Threshold) -> list[float]:
-    """The share of people of each site whose truth is in their set; NaN of nobody."""
+    """The share of each site's people whose truth is in their set; NaN for a site without people."""
     return [
         float((np.asarray(each) <= threshold.value).mean()) if len(each) else float("nan") for each in scores
     ]

@@ -1,16 +1,16 @@
 """Performance by subgroup, and the gaps between subgroups with intervals, from counts of each group.
 
-A group with fewer than `minimum` people of an outcome is withheld, with the reason. The total less all that
-is shown tells of those who are withheld: so the smallest of the others is withheld as well, until they are at
-least two groups, and together not too few.
+A group with fewer than `minimum` people of an outcome is withheld, with the reason. The total less the shown
+groups would reveal the withheld one. So the smallest of the others is withheld as well, until at least two
+groups are withheld and together have enough people.
 
     equal opportunity   largest gap in sensitivity            (Hardt, Price and Srebro, NeurIPS 2016)
     equalised odds      that, and the gap in 1 - specificity
     parity              largest gap in the share who are positive
     discrimination      largest gap in AUROC
 
-A gap is between the two groups that are furthest apart; its interval is for those two as if they had been
-named before, by Newcombe's method for shares (Statistics in Medicine 17, 1998) and DeLong's for the AUROC. So
+A gap is between the two groups that are furthest apart. Its interval is by Newcombe's method for shares
+(Statistics in Medicine 17, 1998) and DeLong's for the AUROC, as if the two groups had been named beforehand:
 with many groups a gap is expected by chance.
 
 >>> from fedjax_core.clinical.ranks import counts, grid
@@ -47,7 +47,7 @@ class Subgroups(NamedTuple):
 
 
 def releasable(groups: Mapping[str, Counts], minimum: int) -> Subgroups:
-    """Groups with at least `minimum` people with and without the outcome; no single group can be had from the
+    """Groups with at least `minimum` people with and without the outcome; no withheld group follows from the
     total of all."""
     small = {
         name: f"fewer than {minimum} people with or without the outcome"
@@ -66,8 +66,8 @@ def releasable(groups: Mapping[str, Counts], minimum: int) -> Subgroups:
 def by_subgroup(
     groups: Mapping[str, Counts], edges: np.ndarray, threshold: float, *, minimum: int = 10
 ) -> dict[str, tuple[Estimate, AtThreshold] | str]:
-    """AUROC with DeLong's interval and the rates at a threshold, for each group; of one that is withheld, the
-    reason."""
+    """AUROC with DeLong's interval and the rates at a threshold for each group, or the reason where it is
+    withheld."""
     shown, withheld = releasable(groups, minimum)
     results: dict[str, tuple[Estimate, AtThreshold] | str] = dict(withheld)
     return results | {
@@ -78,8 +78,8 @@ def by_subgroup(
 def gaps(
     groups: Mapping[str, Counts], edges: np.ndarray, threshold: float, *, minimum: int = 10
 ) -> dict[str, Gap]:
-    """The largest gap between groups that may be shown, for each of four measures; raises ValueError where
-    fewer than two may."""
+    """The largest gap between groups that may be shown, for each of four measures; raises ValueError for
+    fewer than two."""
     shown, withheld = releasable(groups, minimum)
     if len(shown) < 2:
         raise ValueError(

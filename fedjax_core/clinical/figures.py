@@ -1,9 +1,9 @@
 """Figures of the performance of methods, as PNG files: convergence, hospitals side by side, calibration.
 
 Colours are Okabe and Ito's, which people with any kind of colour vision can tell apart; line styles and
-markers differ as well, so that the figures survive a grey printer. A method keeps the look that it was given
-in the first figure of a process in all others. A score interval, which is of a wider kind than the
-bootstrap's, has a hollow marker and a dashed bar.
+markers differ as well, so that the figures survive a grey printer. A method has the same look in all figures
+of a process. A score interval, which is of a wider kind than the bootstrap's, has a hollow marker and a
+dashed bar.
 
 >>> import tempfile
 >>> convergence({"FedAvg": [0.7, 0.5, 0.4]}, f"{tempfile.mkdtemp()}/loss.png", ylabel="training loss").name
@@ -50,7 +50,7 @@ _looks: dict[str, Look] = {}
 
 
 def look(method: str) -> Look:
-    """How this method is drawn, in every figure of this process alike."""
+    """A method's look, the same in every figure of this process."""
     if method not in _looks:
         i = len(_looks)
         j = i + i // len(_COLOURS)  # methods of one colour differ in their lines
@@ -67,8 +67,8 @@ Curve = Sequence[float] | tuple[Sequence[float] | np.ndarray, Sequence[float] | 
 def convergence(
     curves: Mapping[str, Curve], path: str | Path, *, ylabel: str, level: Mapping[str, float] | None = None
 ) -> Path:
-    """A line a method over the rounds, written to `path`; `level` adds horizontal lines for methods that have
-    no rounds.
+    """Draws a line for each method over the rounds, to `path`; `level` adds horizontal lines for methods
+    without rounds.
 
     A value that is not finite is a gap in its line.
     """
@@ -94,8 +94,8 @@ def convergence(
 def hospitals(
     results: Mapping[str, Assessment], metric: str, path: str | Path, sizes: Mapping[str, int] | None = None
 ) -> Path:
-    """A point a method with its 95 % interval, grouped by hospital, written to `path`; `sizes` adds each
-    group's test patients."""
+    """Draws each method's estimate with its 95 % interval, grouped by hospital, to `path`; `sizes` adds each
+    group's number of test patients."""
     groups = names_of(results)
     if len(groups) > _MOST_HOSPITALS:
         raise ValueError(
@@ -159,7 +159,7 @@ def hospitals(
 
 
 def calibration(predictions: Mapping[str, Predictions], path: str | Path, groups: int = 8) -> Path:
-    """Share of patients with the outcome against the risk they were given, a panel a method, written to
+    """Draws the share of patients with the outcome against their predicted risk, a panel for each method, to
     `path`.
 
     A point is one of `groups` equal parts of the patients, ordered by risk; its bar is Wilson's 95 % interval

@@ -8,7 +8,7 @@ people without the outcome,
     var(AUROC) = var(V) / a + var(W) / c
 
 DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988. Two models on the same people need one more visit:
-`placements` are told, and each site sends sums of their products (`paired_sums`). The bootstrap draws people
+sites receive the `placements`, and send sums of their products (`paired_sums`). The bootstrap draws people
 with replacement: how many of them fall into each bin is multinomial, so counts are drawn and not people.
 
 >>> from fedjax_core.clinical.ranks import auroc, counts, grid
@@ -29,14 +29,14 @@ from fedjax_core.clinical.ranks import Counts, bins_of
 
 
 class Placements(NamedTuple):
-    """Of a person in each bin, the share of people of the other outcome on the right side of them."""
+    """For a person in each bin, the share of people of the other outcome who are ranked on the right side."""
 
     ill: np.ndarray  # [G]
     well: np.ndarray  # [G]
 
 
 class PairedSums(NamedTuple):
-    """What a site sends of its people's placements by M models."""
+    """What a site sends for a comparison: sums over its people's placements by M models."""
 
     people: np.ndarray  # [2] with the outcome, without
     sums: np.ndarray  # [2, M]
@@ -72,7 +72,7 @@ def placements(counts: Counts) -> Placements:
 
 
 def variance(counts: Counts) -> float:
-    """DeLong's variance of the AUROC; NaN of fewer than two people of an outcome."""
+    """DeLong's variance of the AUROC; NaN for fewer than two people of an outcome."""
     return float(
         sum(
             _variance(place, np.asarray(count, float))
@@ -94,8 +94,8 @@ def delong(counts: Counts, level: float = 0.95) -> Estimate:
 def paired_sums(
     outcome: np.ndarray, risks: np.ndarray, edges: np.ndarray, placements: list[Placements]
 ) -> PairedSums:
-    """The site half of a comparison: risks [M, n] of M models, and the placements that all sites' counts gave
-    for each."""
+    """The site half of a comparison, from risks [M, n] of M models and each model's placements by all sites'
+    counts."""
     outcome = np.asarray(outcome, float)
     for risk in risks:
         check(outcome, np.asarray(risk, float))
@@ -110,7 +110,7 @@ def paired_sums(
 
 
 def compare(sums: PairedSums) -> Comparison:
-    """The centre half: the AUROC of each model, and DeLong's covariance of all."""
+    """The centre half of a comparison: the AUROC of each model, and DeLong's covariance of all."""
     if (sums.people < 2).any():
         raise ValueError(f"a comparison needs two people of each outcome, got {sums.people.tolist()}")
     n = sums.people[:, None, None].astype(float)
@@ -127,9 +127,9 @@ def bootstrap(
     seed: int = 0,
     level: float = 0.95,
 ) -> Estimate:
-    """Any number of counts, with the middle 95 % of it over people drawn again with replacement.
+    """A statistic of counts, with its middle 95 % over people drawn again with replacement.
 
-    Drawn counts for which it is NaN (one outcome only) are left out.
+    Drawn counts with a statistic of NaN (one outcome only) are left out.
     """
     at_least(1, resamples=resamples)
     cells = np.concatenate([counts.ill, counts.well])

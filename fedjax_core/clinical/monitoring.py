@@ -1,5 +1,5 @@
-"""Whether a model that was released still fits: shift of its inputs or risks, and outcomes that get worse or
-better than expected.
+"""Monitoring of a released model: shift of its inputs or risks, and outcomes that get worse or better than
+expected.
 
     PSI     sum_b (now_b - then_b) log(now_b / then_b)     over shares of people in bins of a grid (below 0.1 is usually called stable)
     CUSUM   C <- max(0, C + W),  an alarm where C >= limit
@@ -12,7 +12,7 @@ against the model,
 Steiner, Cook, Farewell and Treasure, "Monitoring surgical performance using risk-adjusted cumulative sum
 charts", Biostatistics 1, 2000. Sites send one sum of W for each period. The limit is found by simulation, so
 that without any change the first alarm comes after `run_length` periods on average; that mean comes with its
-standard error. What mends a shift is `calibration.recalibrate`.
+standard error. `calibration.recalibrate` mends a shift.
 
 >>> float(round(population_stability_index(np.array([50, 50]), np.array([60, 40])), 4))
 0.0405
@@ -52,7 +52,7 @@ class RunLength(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """Where a chart gives an alarm, and how long that takes where nothing changed."""
+    """The limit at which a chart gives an alarm, and its run length where nothing changed."""
 
     limit: float
     run_length: RunLength
@@ -60,7 +60,7 @@ class Limit(NamedTuple):
 
 @dataclass
 class Cusum:
-    """A chart that goes on: what it has, and the periods with an alarm, after which it begins at 0 again."""
+    """A running chart: its value, and the periods with an alarm, after which it begins at 0 again."""
 
     limit: float
     value: float = 0.0
@@ -68,7 +68,7 @@ class Cusum:
     alarms: list[int] = field(default_factory=list)
 
     def add(self, weight: float) -> bool:
-        """Whether this period, whose W all sites together sum to `weight`, gives an alarm."""
+        """Adds a period with the sum `weight` of W over all sites; returns whether it gives an alarm."""
         if not np.isfinite(weight):
             raise ValueError(f"a period's weight must be a finite number, got {weight!r}")
         self.periods += 1
@@ -104,8 +104,8 @@ def run_length(
     runs: int = 2000,
     seed: int = 0,
 ) -> RunLength:
-    """Periods until an alarm, by simulation: `people` a period with risks [m] drawn from these, whose odds
-    are `truth` times the model's.
+    """Periods until an alarm, by simulation: `people` a period, with risks drawn from `risks` [m] and odds
+    `truth` times the model's.
 
     `truth=1` is the run length without a change, and `truth=ratio` the delay of an alarm.
     """
@@ -115,8 +115,8 @@ def run_length(
 def limit_for(
     length: float, risks: np.ndarray, *, people: int = 1, ratio: float = 2.0, runs: int = 2000, seed: int = 0
 ) -> Limit:
-    """The lowest limit whose mean run length without a change is at least `length` periods, to a thousandth,
-    and what it was."""
+    """The lowest limit, to a thousandth, whose mean run length without a change is at least `length` periods,
+    and that run length."""
     if not length >= 1:
         raise ValueError(f"a run length is at least 1 period, got {length!r}")
     low, high = 0.0, 1.0
@@ -134,7 +134,7 @@ def limit_for(
 def _first_alarm(
     limit: float, risks: np.ndarray, people: int, ratio: float, truth: float, runs: int, seed: int
 ) -> np.ndarray:
-    """The period [runs] of each run's first alarm; every run draws the same for any limit, so that lengths
+    """The period [runs] of each run's first alarm; a run draws the same people for any limit, so that lengths
     grow with it."""
     at_least(1, people=people, runs=runs)
     risks = np.asarray(risks, float)

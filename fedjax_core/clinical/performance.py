@@ -1,5 +1,4 @@
-"""What a clinician reads of a model with a yes-or-no outcome: how good it is, hospital by hospital, and how
-sure one can be.
+"""Performance of a model with a yes-or-no outcome at each hospital: four metrics with 95 % intervals.
 
     auroc        the chance that a patient with the outcome was given a higher risk than one without; ties count half
     accuracy     right at the threshold (default 0.5)
@@ -8,14 +7,14 @@ sure one can be.
                  the outcome| in each, averaged over patients
 
 Each comes with a 95 % interval: the middle 95 % over patients drawn again with replacement (Efron &
-Tibshirani, "An Introduction to the Bootstrap", 1993). Where every drawn set says the same (14 right of 14)
-that interval would be a point, as if 14 patients proved a perfect model; Wilson's score interval for a share
-and Newcombe's for an AUROC (Statistics in Medicine 25, 2006) then take its place, marked *. The calibration
-error leans upwards where patients are few, and its interval too: compare methods on the same patients, not
-hospitals of different size.
+Tibshirani, "An Introduction to the Bootstrap", 1993). Where every drawn set gives the same value (14 right of
+14) that interval would be a point, as if 14 patients proved a perfect model; Wilson's score interval for a
+share and Newcombe's for an AUROC (Statistics in Medicine 25, 2006) then take its place, marked *. The
+calibration error and its interval are biased upwards where patients are few: compare methods on the same
+patients, not hospitals of different size.
 
-What cannot be told is a - with its reason: a hospital without patients, one for whom the model gives NaN, one
-outcome only. A hospital whose risks are not numbers is left out of the row of all hospitals, which says so.
+An undefined number is a - with its reason: a hospital without patients, risks that are NaN, or one outcome
+only. A hospital whose risks are not numbers is left out of the row of all hospitals, which says so.
 
 >>> found = assess(np.array([0, 0, 1, 1]), np.array([0.1, 0.6, 0.4, 0.9]), resamples=200)
 >>> found["auroc"].value, found["accuracy"].value
@@ -48,15 +47,15 @@ _DRAWN_BYTES = 32 << 20
 
 
 class Predictions(NamedTuple):
-    """What a model said about some patients, and what was so."""
+    """A model's risks for some patients, and their outcomes."""
 
     outcome: np.ndarray  # [n], 0 or 1
     risk: np.ndarray  # [n], probability of 1
 
 
 class Estimate(NamedTuple):
-    """A number with its 95 % interval; NaN where there is none. `note` says why, or where the interval is
-    from if not the bootstrap."""
+    """A number with its 95 % interval; NaN where there is none. `note` says why, or which interval it is if
+    not the bootstrap's."""
 
     value: float
     low: float
@@ -70,7 +69,7 @@ class Estimate(NamedTuple):
         return f"{self.value:.3f}{interval}{'*' if self.note else ''}"
 
     def noted(self, note: str) -> "Estimate":
-        """The same with one more note."""
+        """The same estimate with one more note."""
         return self._replace(note=f"{self.note}; {note}" if self.note else note)
 
     @property
@@ -83,8 +82,8 @@ Assessment = Mapping[str, Mapping[str, Estimate]]  # {hospital: {metric: Estimat
 
 
 def predictions(task: Task, params: Params, clients: Clients) -> dict[str, Predictions]:
-    """Each hospital's patients, by its id, as the model `params` sees them; `task` predicts one logit a
-    patient (`models.logistic`)."""
+    """{hospital's id: outcomes and the model's risks of its patients}; `task` predicts one logit a patient
+    (`models.logistic`)."""
     logits = np.asarray(predict(task, params, clients), np.float64)
     if logits.ndim != 1:
         raise ValueError(
@@ -102,8 +101,7 @@ def by_hospital(
 ) -> dict[str, dict[str, Estimate]]:
     """`assess` for each hospital, then for all their patients together under `ALL`.
 
-    A hospital for whose patients the model gives no number has - in its row, and is not in `ALL`, which names
-    it."""
+    A hospital whose risks are not numbers has - in its row; `ALL` leaves it out and names it."""
     if not predictions or ALL in predictions:
         raise ValueError(
             f"a report needs hospitals, of which none has the name {ALL!r}: that row is of all of them; got {list(predictions)[:5]}"
@@ -144,7 +142,7 @@ def assess(
     """The four metrics of one group of patients, each with its interval; the same seed draws the same
     patients for every model.
 
-    Of no patients each is -. The memory does not grow with `resamples`: drawn sets are looked at a few at a
+    Without patients each is -. Memory does not grow with `resamples`: drawn sets are evaluated a few at a
     time."""
     outcome, risk = np.asarray(outcome, float), np.asarray(risk, float)
     check(outcome, risk)
@@ -182,7 +180,7 @@ def calibration_curve(
     groups of nearly equal size.
 
     Patients of the same risk are in one group, so that the order in which patients are stored does not
-    matter. Those for whom the model gives no number are left out.
+    matter. Those with risks that are not numbers are left out.
     """
     known = np.isfinite(predictions.risk)
     predictions = Predictions(np.asarray(predictions.outcome)[known], np.asarray(predictions.risk)[known])
@@ -207,7 +205,7 @@ def wilson(share: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def names_of(results: Mapping[str, Assessment]) -> list[str]:
-    """The names of all rows, of every method, in the order in which they come; `ALL` is the last."""
+    """The names of all rows of every method, in order of appearance, with `ALL` last."""
     if not results:
         raise ValueError(
             "a table or figure needs at least one method: {method: performance.by_hospital(...)}"
@@ -261,11 +259,11 @@ def _estimate(value: float, drawn: np.ndarray) -> Estimate:
 
 
 def _or_score(estimate: Estimate, name: str, outside: Callable[[float], float]) -> Estimate:
-    """Where the bootstrap failed at 0 or 1: the interval from there to the nearest share that the value is
-    1.96 deviations from.
+    """The score interval where the bootstrap failed at 0 or 1: from the value to the nearest share that is
+    1.96 deviations away.
 
-    `outside` gives, for the distance of a share from the value, that distance squared less 1.96^2 times the
-    variance at the share."""
+    `outside(distance)`: the squared distance of a share from the value, less 1.96^2 times the variance at
+    that share."""
     if not np.isnan(estimate.low) or estimate.value not in (0.0, 1.0):
         return estimate
     low, high = 0.0, 1.0  # of the distance, halved until float64 has no more to give

@@ -1,5 +1,5 @@
-"""How well a risk ranks people, from counts: AUROC, average precision, sensitivity and specificity, and the
-decision curve.
+"""Discrimination of risks from counts of sites: AUROC, average precision, sensitivity and specificity, and
+the decision curve.
 
 The site half, `counts`, is two histograms of the risk on a public grid: people with the outcome, and people
 without. They add over sites. The centre half is everything else here. With a_b people with and c_b without
@@ -7,9 +7,9 @@ the outcome in bin b,
 
     AUROC = sum_b a_b (c_below(b) + c_b / 2) / (a c)          wrong by at most  sum_b a_b c_b / (2 a c)
 
-because only the order of people in one bin is not known. Average precision is scikit-learn's, with its own
-two ends. Where every distinct risk is a bin of its own (`levels`, if the sites may send them), people in a
-bin are tied and both are exact. Sensitivity, specificity and net benefit are exact at the edges of the grid.
+because only the order of people in one bin is not known. Average precision is scikit-learn's, with bounds of
+its own. Where every distinct risk is a bin of its own (`levels`, if the sites may send them), people in a bin
+are tied and both are exact. Sensitivity, specificity and net benefit are exact at the edges of the grid.
 
 Vickers and Elkin, "Decision curve analysis", Medical Decision Making 26, 2006.
 
@@ -39,7 +39,7 @@ class Counts(NamedTuple):
 
 
 class Bounded(NamedTuple):
-    """A number from a grid, and the two ends between which the number of all people's own risks lies."""
+    """A number from a grid, with bounds on the number that the exact risks give."""
 
     value: float
     low: float
@@ -47,7 +47,7 @@ class Bounded(NamedTuple):
 
 
 class AtThreshold(NamedTuple):
-    """What a rule "positive from this risk on" does, each with Wilson's 95 % interval."""
+    """Rates of the rule "positive from this risk on", each with Wilson's 95 % interval."""
 
     sensitivity: Estimate
     specificity: Estimate
@@ -71,8 +71,8 @@ def grid(bins: int = 1000) -> np.ndarray:
 
 
 def levels(risks: Iterable[np.ndarray]) -> np.ndarray:
-    """Edges with one bin for each distinct risk of all sites: exact, and for sites that may send each
-    person's risk."""
+    """Edges with one bin for each distinct risk of all sites: exact, for sites that may send each person's
+    risk."""
     distinct = np.unique(np.concatenate([np.asarray(risk, float) for risk in risks]))
     return np.append(distinct, max(1.0, np.nextafter(distinct[-1], 2.0)))
 
@@ -92,8 +92,8 @@ def counts(outcome: np.ndarray, risk: np.ndarray, edges: np.ndarray) -> Counts:
 
 
 def auroc(counts: Counts, *, exact: bool = False) -> Bounded:
-    """The AUROC [Bounded]; `exact` says that all people in a bin have the same risk, so that ties count half
-    and nothing is unknown.
+    """The AUROC with its bounds; `exact` means that all people in a bin have the same risk, so that ties
+    count half and nothing is unknown.
 
     NaN where all people have the same outcome.
     """
@@ -110,9 +110,9 @@ def average_precision(counts: Counts, *, exact: bool = False) -> Bounded:
     """The area under precision and recall as scikit-learn has it (`average_precision_score`); NaN where
     nobody has the outcome.
 
-    A bin with a people with and c without, below A and C of them with higher risk, adds least if those
-    without come first, and most if those with are tied and come first: sum_{j <= a} (A + j) / (A + j + C + c)
-    and a (A + a) / (A + a + C)."""
+    A bin has a people with and c without the outcome; A and C of them have a higher risk. It adds least if
+    those without come first, and most if those with are tied and come first: sum_{j <= a} (A + j) /
+    (A + j + C + c) and a (A + a) / (A + a + C)."""
     ill, well = (np.asarray(each, float)[::-1] for each in counts)  # from the highest risk
     people = ill.sum()
     if people == 0:
@@ -128,8 +128,8 @@ def average_precision(counts: Counts, *, exact: bool = False) -> Bounded:
 
 
 def at_threshold(counts: Counts, edges: np.ndarray, threshold: float) -> AtThreshold:
-    """Sensitivity, specificity and predictive values of "positive where risk >= threshold", exact; it must be
-    an edge of the grid."""
+    """Sensitivity, specificity and predictive values of "positive where risk >= threshold", exact; the
+    threshold must be an edge of the grid."""
     place = int(np.searchsorted(edges, threshold - 1e-12))
     if place >= len(edges) or abs(edges[place] - threshold) > 1e-12:
         raise ValueError(

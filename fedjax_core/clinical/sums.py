@@ -1,4 +1,4 @@
-"""Adds what sites send: each site's part is a tuple of arrays, and the sum of all parts is the part of all
+"""Sums of what sites send: each site's part is a tuple of arrays, and the sum of all parts is the part of all
 people together.
 
 >>> from fedjax_core.clinical.ranks import Counts
@@ -15,8 +15,8 @@ Part = TypeVar("Part", bound=tuple[Any, ...])
 
 
 def added(parts: Iterable[Part]) -> Part:
-    """The sum, field by field, of what all sites sent; raises ValueError of nothing, and where shapes are not
-    the same."""
+    """The sum of all sites' parts, field by field; raises ValueError for no parts, and where shapes
+    differ."""
     parts = list(parts)
     if not parts:
         raise ValueError("there is nothing to add: no site sent its part")

@@ -21,8 +21,8 @@ def table(
     metrics: Sequence[str] = tuple(METRICS),
     sizes: Mapping[str, int] | None = None,
 ) -> Table:
-    """To print in a terminal: for each hospital a row a method, a column a metric; `sizes` adds how many
-    patients stand behind it."""
+    """A table for a terminal, with a row for each hospital and method and a column for each metric; `sizes`
+    adds numbers of patients."""
     made = Table(title="test patients, 95 % intervals", title_justify="left")
     for head in ("hospital", "method"):
         made.add_column(head, no_wrap=True)
@@ -50,8 +50,7 @@ def markdown(
 
 
 def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METRICS)) -> list[str]:
-    """What - and * stand for in these tables: a sentence a reason, with the metric and the hospitals it
-    concerns."""
+    """What - and * stand for in these tables: a sentence for each reason, with its metric and hospitals."""
     where: dict[tuple[str, str, str], dict[str, None]] = {}
     for method, assessment in results.items():
         for hospital in names_of(results):
@@ -70,7 +69,7 @@ def notes(results: Mapping[str, Assessment], metrics: Sequence[str] = tuple(METR
 def _rows(
     results: Mapping[str, Assessment], metrics: Sequence[str], sizes: Mapping[str, int] | None
 ) -> Iterator[tuple[str, list[tuple[str, list[str]]]]]:
-    """Each hospital's name, and for each method its cells."""
+    """(hospital's name, [(method, its cells)]) for each hospital."""
     for group in names_of(results):
         name = f"{group} (n = {sizes[group]})" if sizes and group in sizes else group
         cells = {
@@ -81,5 +80,5 @@ def _rows(
 
 
 def _cell(text: str) -> str:
-    """A name as it stands in one cell of a Markdown table."""
+    """A name, escaped for one cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())

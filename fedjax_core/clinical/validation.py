@@ -1,4 +1,4 @@
-"""How a model does at hospitals that it never saw: leave one out, fit on the others, judge there, and pool.
+"""Validation at hospitals that a model never saw: leave one out, fit on the others, judge there, and pool.
 
 Internal-external cross-validation: each site is left out once. An effect of each site (AUROC or C-index by
 their log odds, a calibration intercept or slope as it is) is pooled with a random effect of the site, and the
@@ -9,8 +9,8 @@ Where sites differ by no more than their own errors, the prediction interval is 
 differ by 0.2, with errors of 0.1 to 0.25, it held 89 % of new ones; where they differ by 0.5, 94 %. Partlett
 and Riley, Statistics in Medicine 36, 2017, find the same.
 
-`cross_site` has every model at every site. Both take what fits and what judges as functions, so that they run
-over a simulator, a federation or plain tables alike.
+`cross_site` judges every model at every site. Fitting and judging are functions that the caller gives, so
+that both run over a simulator, a federation or plain tables alike.
 
 >>> means = {"a": 0.8, "b": 0.7, "c": 0.9, "d": 0.75}
 >>> found = leave_one_out(list(means), fit=lambda others: others, judge=lambda model, site: Judged(means[site], 0.02), scale="logit")
@@ -32,14 +32,16 @@ Scale = Literal["logit", "identity"]
 
 
 class Judged(NamedTuple):
-    """A number at one site with its standard error, both as the number is; NaN where the site cannot tell."""
+    """A number at one site with its standard error, on the number's own scale; NaN where the site has
+    none."""
 
     value: float
     standard_error: float
 
 
 class LeftOut(NamedTuple):
-    """What sites say of models that were fitted without them, and what that means for a new one."""
+    """Each site's result of the model that was fitted without it, the mean, and the prediction for a new
+    site."""
 
     left_out: dict[str, Estimate]  # each site's own, with its 95 % interval
     estimate: float  # the mean over sites
@@ -58,10 +60,10 @@ def leave_one_out(
     method: Method = "reml",
     hksj: bool = True,
 ) -> LeftOut:
-    """Fits on all sites but one, judges there, for each site; pools on the scale, and says what to expect at
-    a new hospital.
+    """Leaves each site out once: fits on the others and judges there; pools on the scale, and predicts for a
+    new hospital.
 
-    Raises ValueError for fewer than two sites that can tell.
+    Raises ValueError for fewer than two sites with a number.
     """
     if len(set(sites)) != len(sites) or len(sites) < 2:
         raise ValueError(
@@ -78,8 +80,8 @@ def leave_one_out(
 def pooled(
     judged: Mapping[str, Judged], *, scale: Scale = "identity", method: Method = "reml", hksj: bool = True
 ) -> LeftOut:
-    """The mean of what sites say, with a random effect of the site; `scale="logit"` is for numbers between 0
-    and 1."""
+    """The mean of the sites' numbers, with a random effect of the site; `scale="logit"` is for numbers
+    between 0 and 1."""
     if scale not in ("logit", "identity"):
         raise ValueError(f'scale={scale!r} is not known: "logit" or "identity"')
     back: Callable[[float], float] = (lambda x: float(expit(x))) if scale == "logit" else float
@@ -107,8 +109,8 @@ def pooled(
 def cross_site(
     models: Mapping[str, Any], sites: Sequence[str], judge: Callable[[Any, str], float]
 ) -> np.ndarray:
-    """The number of every model at every site, [models, sites]: what a site gains from the others' data is
-    read along a column."""
+    """Every model judged at every site, [models, sites]: a column shows what a site gains from the others'
+    data."""
     return np.array([[judge(model, site) for site in sites] for model in models.values()], float).reshape(
         len(models), len(sites)
     )

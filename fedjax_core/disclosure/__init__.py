@@ -1,10 +1,10 @@
-"""What may leave a site as a result: statistical disclosure control by one typed policy, with evidence of
-every decision.
+"""Statistical disclosure control: one typed policy for which results may leave a site, with evidence of every
+decision.
 
     policy         the rules and their limits, one dataclass
     rules          each rule as a function from counts to a finding
     tables         counts of people: cells suppressed or rounded so that no small one can be calculated from the others
-    differencing   what all releases together tell of few people
+    differencing   what all releases together reveal of few people
     releases       the desk that results pass: checks them, and records each decision
 
 >>> desk = Desk(OutputPolicy(minimum=5))

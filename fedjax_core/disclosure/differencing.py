@@ -1,16 +1,16 @@
-"""What releases tell together: declines one after which few people could be singled out from those before it.
+"""The guard against differencing: declines a release that would, with those before it, single out few people.
 
-Each release is a number of a set of people. From several sets one can add and subtract: everybody, less
-everybody but one, is one person. Let Q [q, n] have a row for each set, 1 where a person is in it, or as many
-as they have records there. What can be calculated of people in S alone is a row vector of Q's row space that
-is 0 outside S. The guard admits a set only while every such vector but 0 has at least `minimum` people.
+Each release is a number about a set of people. Sets can be added and subtracted: everybody, less everybody
+but one, is one person. Let Q [q, n] have a row for each set, with the number of records that each person has
+there. A number about people in S alone can be calculated where Q's row space has a vector that is 0 outside
+S. The guard admits a set only while every such vector but 0 covers at least `minimum` people.
 That covers repeated queries after somebody came or left, overlapping ones, complements, and chains of them.
 
-People who are in the same sets are one atom, so that Q is small. Combinations that vanish on all atoms of at
-least `minimum` people are a basis times the small atoms; groups of these of fewer people are tried one by
-one. Where there are too many, it declines.
+People who are in the same sets are one atom, so that Q is small. The combinations that vanish on all atoms of
+at least `minimum` people have a basis over the small atoms. Groups of small atoms with fewer people are tried
+one by one; where there are too many, the guard declines.
 
-The cells of one table are released together (`joint`). What can be calculated within it, such as the gap
+The cells of one table are released together (`joint`). What can be calculated within a table, such as the gap
 between two hidden cells, is judged by linear programming in `tables`, and not once more here. Numbers are
 taken as exact, also where they were rounded.
 
@@ -47,10 +47,10 @@ class Guard:
         self._names: dict[Hashable, str] = {}
 
     def admit(self, sets: Sequence[Iterable[Hashable]], *, joint: bool = False) -> bool:
-        """Whether numbers of all these sets of people may leave, after those before; it remembers them where
-        they may.
+        """Whether numbers about all these sets of people may leave after those before; if so, it remembers
+        them.
 
-        `joint` says that they are one table, which is safe by itself.
+        `joint` means that they are one table, which is safe by itself.
         """
         hashed = [each for each in dict.fromkeys(self._hashed(each) for each in sets) if each]
         if any(len(each) < self.minimum for each in hashed):
@@ -63,7 +63,7 @@ class Guard:
         return True
 
     def _hashed(self, people: Iterable[Hashable]) -> frozenset[str]:
-        """The set; of somebody who is given more than once, "name times"."""
+        """The set of people's hashes; "hash times" for a person who occurs more than once."""
         times = Counter(self._names.get(p) or self._name(p) for p in people)
         return frozenset(name if k == 1 else f"{name} {k}" for name, k in times.items())
 
@@ -73,8 +73,7 @@ class Guard:
         return name
 
     def saved(self) -> dict[str, Any]:
-        """What it remembers, as JSON has it: of each release its sets by number, and of each person the sets
-        that they are in."""
+        """The guard's memory as plain JSON values: each release's sets by number, and each person's sets."""
         sets = list(dict.fromkeys(each for release in self.released for each in release))
         place = {each: i for i, each in enumerate(sets)}
         people: dict[str, list[int]] = {}
@@ -87,7 +86,7 @@ class Guard:
         return {"releases": [[place[each] for each in release] for release in self.released], "people": atoms}
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Remembers what was `saved`."""
+        """Loads a `saved` memory."""
         sets: dict[int, set[str]] = {i: set() for release in saved["releases"] for i in release}
         for places, people in saved["people"].items():
             for i in places.split():
@@ -133,7 +132,7 @@ class Guard:
 
 
 def _atoms(sets: list[frozenset[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """(how often [q, atoms] those of each atom are in each set, how many people they are [atoms])."""
+    """([q, atoms] how often the people of each atom are in each set, [atoms] how many people they are)."""
     signatures: dict[str, list[tuple[int, int]]] = {}
     for i, people in enumerate(sets):
         for person in people:
@@ -170,7 +169,7 @@ def _plain(person: Hashable) -> Hashable:
 
 
 def _cancelling(matrix: np.ndarray) -> np.ndarray:
-    """A basis [k, q] of the ways to add and subtract the rows of a matrix [q, n] that give 0."""
+    """A basis [k, q] of the sums and differences of a matrix's rows [q, n] that give 0."""
     if not matrix.shape[1]:
         return np.eye(len(matrix))
     if matrix.shape[1] > len(matrix):  # R' has the same ways, and no more columns than rows

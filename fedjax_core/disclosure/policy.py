@@ -28,14 +28,15 @@ class OutputPolicy:
     minimum: int = 5
     """People behind a cell, subset, level, bin or risk set, and behind any difference of releases."""
     zeros: bool = True
-    """Whether an empty cell may be shown. It tells that nobody in its row is of its column."""
+    """Whether an empty cell may be shown. It reveals that nobody of its row is in its column."""
     tables: Tables = "suppress"
-    """A table with a small cell: none of it, all but hidden cells, or all but these and rounded to `base`."""
+    """What is shown of a table with a small cell: nothing, all but hidden cells, or the same rounded to
+    `base`."""
     base: int = 5
     parameters: float = 0.33
-    """Parameters of a fit, for each person."""
+    """Most parameters of a fit for each person."""
     residual: int = 10
-    """People of a fit less its parameters."""
+    """Fewest people of a fit, less its parameters."""
     top: int = 2
     top_share: float = 0.9
     """Dominance, NK: the `top` largest contributions to a sum are at most this share of it."""
@@ -45,11 +46,11 @@ class OutputPolicy:
     level_share: float = 0.33
     """Levels of a factor: at most so many, and at most so many for each person."""
     bin_share: float = 0.33
-    """Bins of a histogram, for each person."""
+    """Most bins of a histogram for each person."""
     extremes: Extremes = "refuse"
-    """Smallest and largest values: none, or the average over the `minimum` people who are there."""
+    """Smallest and largest values: none, or the average over the `minimum` people who have them."""
     combinations: int = 1_000
-    """Groups of people for which the differencing guard is tried before it declines."""
+    """Most groups of people that the differencing guard tries before it declines."""
 
     def __post_init__(self) -> None:
         """Raises ValueError for a limit that is out of range."""

@@ -1,10 +1,10 @@
-"""The desk that results pass before they leave a site: asks the policy's rules, hides or declines, and
+"""The desk that results pass before they leave a site: it applies the policy's rules, hides or declines, and
 records the decision.
 
 Each method takes data of the site, with a person for each row, and returns what may leave or raises
-`Declined`. Either way one line of JSON is recorded: what was asked, every rule with what was measured and its
-limit, what was hidden, and a digest of what left. A line has the digest of the line before it. The record
-stays at the site. `Declined` names rules and no numbers.
+`Declined`. Either way one line of JSON is recorded: the request, every rule with its measurement and limit,
+what was hidden, and a digest of what left. Each line has the digest of the line before it. The record stays
+at the site. `Declined` names rules and no numbers.
 
 >>> desk = Desk(OutputPolicy(minimum=3))
 >>> desk.mean("age", np.array([40.0, 50.0, 60.0, 50.0]), ["a", "b", "c", "d"])
@@ -44,19 +44,19 @@ class Table(NamedTuple):
 
 
 class Desk:
-    """One policy, one memory of all that was released, one record; `folder` keeps both over restarts, for its
-    owner alone.
+    """One policy, one memory of all releases, one record; `folder` keeps memory and record over restarts, for
+    its owner alone.
 
-    `key` is a secret of the site, under which the memory has people.
+    `key` is a secret of the site, by which the memory hashes people.
     """
 
     def __init__(self, policy: OutputPolicy, *, folder: str | Path | None = None, key: bytes = b"") -> None:
         self.policy = policy
         self.guard = Guard(policy.minimum, combinations=policy.combinations, key=key)
-        """Of all that is asked of the desk but sums."""
+        """The guard of all releases but sums."""
         self.columns: dict[str, Guard] = {}
-        """Of sums, for each column of which they tell: people are subtracted within what is told of one
-        column."""
+        """A guard of sums for each column that they describe: people are subtracted within one column's
+        releases."""
         self._key = key
         self.record: list[dict[str, Any]] = []
         self._folder = None if folder is None else Path(folder)
@@ -64,22 +64,21 @@ class Desk:
             self._read(self._folder)
 
     def under(self, policy: OutputPolicy) -> "Desk":
-        """The same desk, which from now on asks the rules of this policy."""
+        """The same desk, which applies this policy from now on."""
         self.policy = policy
         for guard in (self.guard, *self.columns.values()):
             guard.minimum, guard.combinations = policy.minimum, policy.combinations
         return self
 
     def count(self, name: str, people: People) -> int:
-        """How many people there are."""
+        """The number of distinct people."""
         persons = _distinct(people)
         return self._decide(
             name, "count", [rules.enough("people", len(persons), self.policy)], [persons], len(persons)
         )
 
     def mean(self, name: str, values: np.ndarray, people: People) -> float:
-        """The mean of values [n] that are known, of which nobody's part is too large; missing ones are
-        NaN."""
+        """The mean of the known values [n], if no person's part is too large; missing ones are NaN."""
         values, people = np.asarray(values, float), _array(people)
         known = np.isfinite(values)
         persons, place = np.unique(people[known], return_inverse=True)
@@ -114,8 +113,8 @@ class Desk:
         people: People,
         levels: Sequence[Sequence[Any]] | None = None,
     ) -> Table:
-        """How many people have each combination of the columns' levels, with margins: hidden or rounded as
-        the policy says.
+        """The number of people with each combination of the columns' levels, with margins: hidden or rounded
+        as the policy says.
 
         `levels` are the public ones; without them, those that occur. Raises ValueError for a person in two
         cells."""
@@ -181,9 +180,9 @@ class Desk:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(times, survival) of Kaplan and Meier at public times, one record of each person.
 
-        A time is shown where at least the minimum of people are at risk still, and as many had the event
-        since the last time that was shown. Where there were fewer, they are part of the next step; after the
-        last step the curve ends."""
+        A time is shown where at least the minimum of people are still at risk, and as many had the event
+        since the last time shown. Fewer events are part of the next step; after the last step the curve
+        ends."""
         time, event, persons = np.asarray(time, float), np.asarray(event, bool), _array(people)
         if len(np.unique(persons)) < len(persons) or not np.isfinite(time).all():
             raise ValueError(
@@ -217,11 +216,11 @@ class Desk:
         parameters: int,
         columns: dict[str, np.ndarray] | None = None,
     ) -> Any:
-        """A fit's coefficients, where it has few parameters; of columns with few values (outcome, factors) no
-        level may be rare.
+        """A fit's coefficients, if it has few parameters and its columns with few values (outcome, factors)
+        have no rare level.
 
-        A column of text is a factor, and so is one of numbers that has two values; a factor that is coded by
-        more numbers is to be given as text.
+        A column of text is a factor, and so is one of numbers with two values; give a factor that is coded by
+        more numbers as text.
         """
         array = _array(people)
         persons, first = np.unique(array, return_index=True)
@@ -248,11 +247,11 @@ class Desk:
         tables: Mapping[str, Sequence[Sequence[Sequence[Hashable]]]] | None = None,
         evidence: Any = None,
     ) -> dict[str, Any]:
-        """The line of the record about a statistic's sums, of which the rules found this, once they may
+        """Checks a statistic's sums with these findings, and returns the line of the record where they may
         leave.
 
-        `sets`: of each column the groups of people of whom the sums tell something; `tables`: the cells and
-        margins of tables of it, each of which is safe by itself. All columns' guards must admit them, or none
+        `sets`: for each column the groups of people that the sums describe; `tables`: for each column the
+        cells and margins of its tables, each safe by itself. All columns' guards must admit them, or none
         does.
         """
         checked, kept, broken = list(findings), {}, [each.rule for each in findings if not each.holds]
@@ -346,11 +345,11 @@ class Desk:
         self._kept = self._memory()
 
     def _memory(self) -> tuple[int, ...]:
-        """How much is remembered: it only grows."""
+        """The size of the memory, which only grows."""
         return (len(self.guard.released), *(len(guard.released) for guard in self.columns.values()))
 
     def _write(self, entry: dict[str, Any]) -> None:
-        """The people first: a release that is recorded is one that the guard remembers."""
+        """Writes people first, so that the guard remembers every recorded release."""
         if self._folder is None:
             return
         if (memory := self._memory()) != self._kept:
@@ -367,7 +366,7 @@ class Desk:
 
 
 def _plain(finding: Finding) -> dict[str, Any]:
-    """As JSON has it, of Python's own numbers."""
+    """The finding as plain JSON values."""
     return {
         "rule": finding.rule,
         "measured": float(finding.measured),

@@ -1,8 +1,8 @@
 """The rules of a policy, each a function from numbers at the site to a finding: what was measured, the limit,
 whether it holds.
 
-A finding is evidence for whoever checks outputs at the site. It does not leave: how far a count is below the
-minimum is itself a count.
+A finding is evidence for the person who checks outputs at the site. It does not leave, as the distance of a
+count from the minimum is itself a count.
 
 >>> from fedjax_core.disclosure.policy import OutputPolicy
 >>> dominance(np.array([90.0, 5.0, 5.0, 5.0, 5.0, 5.0]), OutputPolicy())[1]
@@ -17,7 +17,7 @@ from fedjax_core.disclosure.policy import OutputPolicy
 
 
 class Finding(NamedTuple):
-    """One rule, asked of one result."""
+    """One rule, applied to one result."""
 
     rule: str
     measured: float
@@ -26,12 +26,12 @@ class Finding(NamedTuple):
 
 
 def enough(rule: str, people: int, policy: OutputPolicy) -> Finding:
-    """At least the minimum of people."""
+    """Demands at least the minimum of people."""
     return Finding(rule, people, policy.minimum, people >= policy.minimum)
 
 
 def each_enough(rule: str, counts: np.ndarray, policy: OutputPolicy) -> Finding:
-    """At least the minimum of people in each; an empty one counts as too few unless the policy shows
+    """Demands at least the minimum of people in each count; an empty one is too few unless the policy shows
     zeros."""
     counts = np.asarray(counts)
     checked = counts[counts > 0] if policy.zeros else counts
@@ -52,7 +52,7 @@ def dominance(contributions: np.ndarray, policy: OutputPolicy) -> list[Finding]:
 
 
 def parameters(count: int, people: int, policy: OutputPolicy) -> list[Finding]:
-    """How many parameters a fit may have, by share of people and by what is left of them."""
+    """Limits the parameters of a fit, by their share of people and by the residual degrees of freedom."""
     return [
         Finding(
             "parameters per person", count, policy.parameters * people, count <= policy.parameters * people
@@ -64,8 +64,7 @@ def parameters(count: int, people: int, policy: OutputPolicy) -> list[Finding]:
 
 
 def levels(counts: np.ndarray, policy: OutputPolicy) -> list[Finding]:
-    """How many levels a factor may have, and how many people each needs; `counts` are people of each
-    level."""
+    """Limits the levels of a factor, and demands enough people of each; `counts` are people of each level."""
     most = min(policy.levels, policy.level_share * float(np.sum(counts)))
     return [
         Finding("levels", len(counts), most, len(counts) <= most),
@@ -74,6 +73,6 @@ def levels(counts: np.ndarray, policy: OutputPolicy) -> list[Finding]:
 
 
 def bins(counts: np.ndarray, policy: OutputPolicy) -> Finding:
-    """How many bins a histogram may have; small bins are the table's matter."""
+    """Limits the bins of a histogram; small bins are left to the table."""
     most = policy.bin_share * float(np.sum(counts))
     return Finding("bins", len(counts), most, len(counts) <= most)

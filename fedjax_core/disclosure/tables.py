@@ -1,10 +1,10 @@
-"""Counts of people that can be shown together: small ones are hidden, and others with them, so that none can
-be calculated.
+"""Tables of counts of people that can be shown: small counts are hidden, and others with them, so that none
+can be calculated.
 
 A table is cells x >= 0 and sums A x that are shown: the cells themselves, margins, a total, in any number of
-dimensions. A sum of fewer people than the minimum is hidden. Whoever reads the others can bound it by linear
-programming. So for each small sum i there is to be another table x + d that agrees with all that is shown,
-and has `minimum` people more there:
+dimensions. A sum of fewer people than the minimum is hidden. A reader of the others can bound it by linear
+programming. So for each small sum i there must be another table x + d that agrees with everything shown, and
+has `minimum` more people there:
 
     min  sum_j cost_j u_j    u_j >= |A_j d| beyond what rounding hides,    A_i d = minimum,    x + d >= 0
 
@@ -12,8 +12,8 @@ and every sum with u_j > 0 is hidden as well (Kelly, Golden and Assad, Networks 
 before margins, and small before large). The reader's interval for each small sum is then at least `minimum`
 wide. With rounding, a shown number stands for all that would be rounded to it.
 
-What is not covered: readers who know the procedure and run it backwards; several tables together
-(`differencing` sees those).
+Not covered: readers who know the procedure and run it backwards; several tables together (`differencing` sees
+those).
 
 >>> from fedjax_core.disclosure.policy import OutputPolicy
 >>> shown = crosstab_sums((2, 3))
@@ -84,7 +84,7 @@ def protect(counts: np.ndarray, sums: np.ndarray, policy: OutputPolicy) -> Prote
 
 
 def _rounded(true: np.ndarray, policy: OutputPolicy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rounded, least, most) that is rounded to it and may be shown."""
+    """(rounded values, and the least and most counts that are rounded to each and may be shown)."""
     base = policy.base
     values = np.floor(true / base + 0.5) * base
     low, high = np.ceil(values - base / 2), np.ceil(values + base / 2) - 1
@@ -101,10 +101,10 @@ def _needed(
     high: np.ndarray,
     more: int,
 ) -> np.ndarray:
-    """Which sums [m] are to be hidden so that sum i could be larger by `more`: by the linear programme above.
+    """[m] bool: the sums to hide so that sum i could be larger by `more`, by the linear programme above.
 
-    Variables are d [n] and u [p] for the p sums that are shown; `low` and `high` are what rounding leaves
-    open, about the truth."""
+    Variables are d [n] and u [p] for the p sums that are shown; `low` and `high` are the range that rounding
+    leaves around the truth."""
     shown = np.flatnonzero(~hidden)
     a, n, p = sums[shown], len(counts), len(shown)
     size = a.sum(axis=1)
