@@ -20,7 +20,7 @@ import optax
 from fedjax_core import tree
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, uniform
 from fedjax_core.algorithms.by_round import scheduled
-from fedjax_core.algorithms.local_training import Local, local_training
+from fedjax_core.algorithms.local_training import At, Local, local_training
 from fedjax_core.task import Task
 from fedjax_core.types import Array, Params, known
 
@@ -55,13 +55,11 @@ def scaffold(
             f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}"
         )
 
+    def correct(grads: Params, at: At) -> Params:
+        return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own)
+
     begin, step = local_training(
-        task,
-        optax.sgd(lr),
-        start=lambda message, own: message.params,
-        correct=lambda grads, at: jax.tree.map(
-            lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own
-        ),
+        task, optax.sgd(lr), start=lambda message, own: message.params, correct=correct
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:
