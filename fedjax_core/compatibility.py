@@ -16,17 +16,17 @@ from fedjax_core.work import Work
 def reporting(algorithm: Algorithm) -> list[Exchange]:
     """The exchanges in which clients report; none of what is no tuple of exchanges."""
     exchanges: Any = algorithm.exchanges
-    found = exchanges if isinstance(exchanges, tuple) and not isinstance(exchanges, Exchange) else ()
-    return [exchange for exchange in found if isinstance(exchange, Exchange) and exchange.update is not None]
+    usable = exchanges if isinstance(exchanges, tuple) and not isinstance(exchanges, Exchange) else ()
+    return [exchange for exchange in usable if isinstance(exchange, Exchange) and exchange.update is not None]
 
 
 def check_exchanges(algorithm: Algorithm) -> None:
     """Raises where the algorithm's exchanges are not what an engine can run."""
     exchanges: Any = algorithm.exchanges
     if not isinstance(exchanges, tuple) or isinstance(exchanges, Exchange) or not exchanges:
-        said = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
+        got = "an empty tuple" if exchanges == () else f"a single {type(exchanges).__name__}"
         raise TypeError(
-            f"exchanges= of an algorithm is a tuple with one Exchange or more, got {said}: write exchanges=(exchange,)"
+            f"exchanges= of an algorithm is a tuple with one Exchange or more, got {got}: write exchanges=(exchange,)"
         )
     for e, exchange in enumerate(exchanges):
         if not isinstance(exchange, Exchange) or not isinstance(exchange.client, Client):

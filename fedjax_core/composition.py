@@ -133,9 +133,9 @@ def _check_downlink(composed: Round) -> None:
                 "that was not in the last round lacks it: use a stage whose init= keeps nothing; what the "
                 "server alone keeps for it goes into init_client="
             )
-        if (said := not_given_back(stage, message)) is not None:
+        if (reason := not_given_back(stage, message)) is not None:
             raise ValueError(
-                f"downlink={stage.name} does not give back by expand() the message of exchange {e} ({said}), "
+                f"downlink={stage.name} does not give back by expand() the message of exchange {e} ({reason}), "
                 "so clients would begin from numbers that are not decoded: have it decode in expand()"
             )
 
@@ -271,9 +271,9 @@ def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | 
 
 def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
-    uplink, mine = composed.uplink.init(update), composed.uplink.init_client(update)
+    uplink, client_state = composed.uplink.init(update), composed.uplink.init_client(update)
     sender, shapes = alone(jax.random.key(0)), tree.shapes(update)
-    sent, _ = composed.uplink.encode(uplink, mine, update, sender)
+    sent, _ = composed.uplink.encode(uplink, client_state, update, sender)
     expanded = composed.uplink.expand(uplink, sent, shapes)
     of_16_bits = tree.shapes(update) != tree.shapes(tree.wide(update))
     if of_16_bits and tree.shapes(expanded) != tree.shapes(tree.wide(expanded)):
@@ -284,14 +284,14 @@ def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     aggregator, shapes, key = composed.aggregator, tree.shapes(expanded), jax.random.key(0)
     acc = aggregator.add(aggregator.zero(shapes, 1), rows, jnp.ones(1), jnp.zeros(1, jnp.int32))
     met, _ = aggregator.value(acc, aggregator.init(shapes), key)
-    return acc, composed.finish(e, uplink, met, _info(composed, uplink, mine, sender), key)[0]
+    return acc, composed.finish(e, uplink, met, _info(composed, uplink, client_state, sender), key)[0]
 
 
 def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:
     """Of an exchange in which this one sender is all of the cohort."""
     recover, one, here = composed.uplink.recover, jnp.float32(1), sender.here
-    found = () if recover is None else jax.tree.map(lambda x: x[None], recover(uplink, own, sender, here))
-    return Info(one, one, sender.shared, sender.secret, here, here, found)
+    recovered = () if recover is None else jax.tree.map(lambda x: x[None], recover(uplink, own, sender, here))
+    return Info(one, one, sender.shared, sender.secret, here, here, recovered)
 
 
 def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:
@@ -302,13 +302,13 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
     Raises where one of these, or of the task's evaluation, has a name that means something else, or where a
     client's is not one number.
     """
-    return _looked_at(composed, *_rows(columns, batch_size))[0]
+    return _inspect_steps(composed, *_rows(columns, batch_size))[0]
 
 
 def protecting_steps(composed: Round, columns: Columns, batch_size: int) -> tuple[bool, ...]:
     """Of each exchange, whether its steps draw noise that protects a client's examples
     (`keys.protecting`)."""
-    return _looked_at(composed, *_rows(columns, batch_size))[1]
+    return _inspect_steps(composed, *_rows(columns, batch_size))[1]
 
 
 def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
@@ -320,7 +320,7 @@ def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeS
 
 
 @remembered(maxsize=64)
-def _looked_at(
+def _inspect_steps(
     composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]
 ) -> tuple[tuple[str, ...], tuple[bool, ...]]:
     """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced
@@ -332,7 +332,7 @@ def _looked_at(
     check_names(
         jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation"
     )
-    found: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     protecting = []
     reports = reports_of(composed)
     for e, exchange in enumerate(composed.algorithm.exchanges):
@@ -362,11 +362,11 @@ def _looked_at(
                 f"metric {twice[0]!r} is given by the step of exchange {e} and by its finish: rename one of them"
             )
         for name, metric in [*gives[1].items(), *report.metrics.items()]:
-            if type(found.setdefault(name, metric)) is not type(metric):
+            if type(kinds.setdefault(name, metric)) is not type(metric):
                 raise TypeError(
                     f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them"
                 )
-    return tuple(found), tuple(protecting)
+    return tuple(kinds), tuple(protecting)
 
 
 def _same(got: Any, expected: Any, what: str) -> None:

@@ -38,7 +38,7 @@ class Constants:
         """On the host, as they were given."""
         self._on_device: Any = None
         self._kept: dict[Any, Any] = {}
-        """A cache for each function that was asked of tasks that read them (`remembered`)."""
+        """The caches of functions of the tasks that read them (`remembered`)."""
 
     def __repr__(self) -> str:
         return f"Constants({len(jax.tree.leaves(self.arrays))} arrays, {self.nbytes:,} B)"

@@ -67,9 +67,9 @@ def check_round(
         for count in lanes:
             sim = Simulator(composed, clients, lanes=count, **plan)
             sim.reserve(len(cohorts[0]))
-            state, found = _run(sim, cohorts)
+            state, metrics = _run(sim, cohorts)
             what = f"in {count} lane{'s' if count > 1 else ''} and as plain loops"
-            _check_metrics(what, found, seen)
+            _check_metrics(what, metrics, seen)
             _check_close(what, state, expected, tolerance)
             if sim.traces != 1:
                 raise AssertionError(

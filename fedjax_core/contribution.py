@@ -139,13 +139,13 @@ def _sampled(value: Value, clients: int, permutations: int, rng: np.random.Gener
 
 
 def _worth(value: Value, coalitions: np.ndarray) -> np.ndarray:
-    found = np.asarray(value(coalitions), np.float64)
-    if found.shape != coalitions.shape[:1]:
+    worths = np.asarray(value(coalitions), np.float64)
+    if worths.shape != coalitions.shape[:1]:
         raise ValueError(
-            f"the value of {len(coalitions)} coalitions must be so many numbers, got shape {found.shape}"
+            f"the value of {len(coalitions)} coalitions must be so many numbers, got shape {worths.shape}"
         )
-    if not np.isfinite(found).all():
+    if not np.isfinite(worths).all():
         raise ValueError(
-            f"the value of coalition {np.flatnonzero(coalitions[~np.isfinite(found)][0]).tolist()} is not a finite number"
+            f"the value of coalition {np.flatnonzero(coalitions[~np.isfinite(worths)][0]).tolist()} is not a finite number"
         )
-    return found
+    return worths

@@ -79,10 +79,10 @@ def identity(value: Any) -> str:
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)
-    said = walk.found | {
+    described = walk.found | {
         f"files of {name}": digest for name, digest in sources.digests(walk.packages).items()
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def code_of(value: Any) -> dict[str, str]:
@@ -154,7 +154,7 @@ class _Walk:
 
     def _methods(self, of: type) -> list[tuple[str, Any]]:
         """The methods of a user's own class, which are its code, and what stands beside them in the class."""
-        found: dict[str, Any] = {}
+        members: dict[str, Any] = {}
         whole = _is_own(of)
         for kind in of.__mro__:
             if sources.is_library(kind.__module__):
@@ -166,15 +166,15 @@ class _Walk:
                     and not sources.is_library(method.__module__)
                     and not _generated(kind, name)
                 ):
-                    found.setdefault(f"methods.{name}", method)
+                    members.setdefault(f"methods.{name}", method)
                 elif not (
                     name.startswith("__" if whole else "_")
                     or name in _LINKS
                     or inspect.isroutine(method)
                     or hasattr(method, "__get__")
                 ):
-                    found.setdefault(f"class.{name}", method)
-        return sorted(found.items())
+                    members.setdefault(f"class.{name}", method)
+        return sorted(members.items())
 
     def _plain_parts(self, value: Any) -> list[tuple[str, Any]]:
         if isinstance(value, functools.partial):
@@ -239,10 +239,10 @@ def _attributes(value: Any) -> dict[str, Any]:
     """What is in an object, also where its class lists the names (`__slots__`)."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [name for one in slots for name in ([one] if isinstance(one, str) else one)]
-    found = {
+    slotted = {
         name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)
     }
-    return found | getattr(value, "__dict__", {})
+    return slotted | getattr(value, "__dict__", {})
 
 
 def _copied(value: Any) -> list[tuple[str, Any]]:
@@ -364,13 +364,13 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
 
 
 def _cells(f: types.FunctionType) -> list[tuple[str, Any]]:
-    found = []
+    cells = []
     for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=True):
         try:
-            found.append((name, cell.cell_contents))
+            cells.append((name, cell.cell_contents))
         except ValueError:  # a name not bound yet
-            found.append((name, "unbound"))
-    return found
+            cells.append((name, "unbound"))
+    return cells
 
 
 def _read_code(code: types.CodeType, doc: str | None) -> tuple[set[str], list[Any], str]:

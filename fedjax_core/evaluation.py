@@ -85,8 +85,10 @@ class CrossEvaluation:
 
     def _doubts(self, metric: str, model: str) -> dict[int, str]:
         """{position of a site: why what it tells of the model does not count}."""
-        named = {at: self.without.get((metric, model, site)) for at, site in enumerate(self.sites)}
-        return {at: why for at, why in named.items() if why is not None}
+        named = {
+            position: self.without.get((metric, model, site)) for position, site in enumerate(self.sites)
+        }
+        return {position: why for position, why in named.items() if why is not None}
 
     def _total(self, metric: str) -> np.ndarray:
         if metric not in self.totals:
@@ -110,8 +112,8 @@ def pool(
     here[list(doubts or ())] = False
     count = int(sizes[here].sum())
     lacking = {
-        str(ids[at]): (doubts or {}).get(at, NOT_FINITE)
-        for at in np.flatnonzero((sizes > 0) & ~here).tolist()
+        str(ids[position]): (doubts or {}).get(position, NOT_FINITE)
+        for position in np.flatnonzero((sizes > 0) & ~here).tolist()
     }
     return float(np.where(here, total, 0).sum() / count) if count else np.nan, lacking
 
@@ -119,7 +121,7 @@ def pool(
 def crossed(
     models: Sequence[str],
     sites: Sequence[str],
-    found: Mapping[tuple[int, int], tuple[int, Mapping[str, float]] | str],
+    results: Mapping[tuple[int, int], tuple[int, Mapping[str, float]] | str],
     doubts: Mapping[tuple[int, int, str], str] | None = None,
 ) -> CrossEvaluation:
     """The table of what was found: {(model, site): (examples, sums of the metrics), or the reason why there
@@ -133,18 +135,18 @@ def crossed(
         np.zeros((len(models), len(sites)), np.int64),
     )
     reasons, without = {}, {(name, models[m], sites[s]): why for (m, s, name), why in (doubts or {}).items()}
-    for (m, s), said in sorted(found.items()):
-        if isinstance(said, str):
-            reasons[models[m], sites[s]] = said
+    for (m, s), cell in sorted(results.items()):
+        if isinstance(cell, str):
+            reasons[models[m], sites[s]] = cell
             continue
-        counts[m, s] = said[0]
-        for name, total in said[1].items():
+        counts[m, s] = cell[0]
+        for name, total in cell[1].items():
             totals.setdefault(name, np.full(shape, np.nan))[m, s] = total
     for name in totals:
         for m, s in np.argwhere((counts > 0) & ~np.isfinite(totals[name])).tolist():
-            told = found[m, s]
+            unusable = results[m, s]
             without.setdefault(
                 (name, models[m], sites[s]),
-                NOT_FINITE if not isinstance(told, str) and name in told[1] else NOT_TOLD,
+                NOT_FINITE if not isinstance(unusable, str) and name in unusable[1] else NOT_TOLD,
             )
     return CrossEvaluation(tuple(models), tuple(sites), totals, counts, reasons, without)

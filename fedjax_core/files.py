@@ -91,9 +91,9 @@ def open_to_others(path: Path) -> Iterator[Path]:
 
     The group of a file counts where the file is this user's own: to others' files it may be by the group that
     this user is let in."""
-    about = path.stat()
-    others = 0o077 if about.st_uid == os.geteuid() else 0o007
-    mode = stat.S_IMODE(about.st_mode) & others
+    status = path.stat()
+    others = 0o077 if status.st_uid == os.geteuid() else 0o007
+    mode = stat.S_IMODE(status.st_mode) & others
     if mode:
         yield path
     if path.is_dir() and mode & 0o011:
@@ -154,17 +154,17 @@ def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
     A file of root that only root and a group of this process may read is taken too: so containers are given
     secrets."""
     with open(path, "rb") as file:
-        about = os.fstat(file.fileno())
-        mode = stat.S_IMODE(about.st_mode)
-        own = about.st_uid == os.geteuid() and not mode & 0o077
+        status = os.fstat(file.fileno())
+        mode = stat.S_IMODE(status.st_mode)
+        own = status.st_uid == os.geteuid() and not mode & 0o077
         given = (
-            about.st_uid == 0 != os.geteuid()
-            and about.st_gid in {os.getegid(), *os.getgroups()}
+            status.st_uid == 0 != os.geteuid()
+            and status.st_gid in {os.getegid(), *os.getgroups()}
             and not mode & 0o037
         )
         if not (own or given):
             raise PermissionError(
-                f"{path} has mode {mode:04o} and owner {about.st_uid}: others may have read {what}. If they cannot have, "
+                f"{path} has mode {mode:04o} and owner {status.st_uid}: others may have read {what}. If they cannot have, "
                 f"`chmod 600 {path}`; where that cannot be done, as on a Windows disk or in a container, copy it to a disk of this "
                 f"machine (`install -m 600 {path} COPY`) and name the copy. Otherwise revoke it and make another."
             )

@@ -66,14 +66,19 @@ def knn_per(
     memory = np.asarray(seen(jax.tree.map(jnp.asarray, train.columns))[0], np.float64)
     losses, hits = np.zeros(len(test)), np.zeros(len(test))
     for i, size in enumerate(test.sizes):
-        mine, theirs = (
+        memory_rows, theirs = (
             slice(train.offsets[i], train.offsets[i + 1]),
             slice(test.offsets[i], test.offsets[i + 1]),
         )
         p, y = p_all[theirs], np.asarray(test.columns["y"][theirs], int)
         if train.sizes[i] and size:
             near = _near(
-                z_all[theirs], memory[mine], np.asarray(train.columns["y"][mine], int), classes, k, bandwidth
+                z_all[theirs],
+                memory[memory_rows],
+                np.asarray(train.columns["y"][memory_rows], int),
+                classes,
+                k,
+                bandwidth,
             )
             p = mix * near + (1 - mix) * p
         losses[i], hits[i] = -np.log(np.maximum(p[np.arange(size), y], 1e-30)).sum(), (p.argmax(1) == y).sum()

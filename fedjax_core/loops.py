@@ -159,15 +159,15 @@ class Loops:
                         acc, one, jnp.array([report.weight * count]), jnp.array([place])
                     )
                     if numbers is not None:
-                        mine = numbers._replace(
+                        row = numbers._replace(
                             stats=dict(report.stats), weight=report.weight * count, position=jnp.int32(i)
                         )
                         numbers = jax.tree.map(
-                            lambda rows, one, place=place: rows.at[place].set(one), numbers, mine
+                            lambda rows, one, place=place: rows.at[place].set(one), numbers, row
                         )
                     weight, number_of = weight + report.weight * count, number_of + count
                 clients = jax.tree.map(
-                    lambda all_, mine, i=i: all_.at[int(i)].set(mine), state.clients, report.kept
+                    lambda all_, row, i=i: all_.at[int(i)].set(row), state.clients, report.kept
                 )
                 state = state._replace(clients=clients)
                 brought.append((e, int(i)))
@@ -206,8 +206,8 @@ class Loops:
                 seen.append(tallies.of_exchange(self.round, e, state, acc, among.here, jnp.asarray(reported)))
         here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
-        found = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
-        return state._replace(round=state.round + 1), found
+        totals = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
+        return state._replace(round=state.round + 1), totals
 
     def places(self, cohort: Any) -> np.ndarray:
         """The cohort's positions; of nobody, a place that is empty."""
@@ -227,10 +227,10 @@ class Loops:
         """(what client i reports in exchange e, the metrics of its steps and of that); None from a client
         with no examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
-        who = np.array([i])
+        positions = np.array([i])
         if not clients.sizes[i]:
             return None
-        rows, _ = self.plan.of(exchange.work).batches(who, clients.offsets, clients.addresses, number)
+        rows, _ = self.plan.of(exchange.work).batches(positions, clients.offsets, clients.addresses, number)
         key = keys.client(state.key, number, clients.addresses[i])
         kept = jax.tree.map(lambda x: x[i], state.clients)
         carry = exchange.client.begin(message, kept.own, keys.begin(key, e))
@@ -241,8 +241,8 @@ class Loops:
                 clients.columns,
             )
             batch = Batch(columns, jnp.asarray(places >= 0, jnp.float32))
-            carry, found = self.steps[e](message, carry, batch, keys.step(key, e, t))
-            metrics.append(found)
+            carry, step_metrics = self.steps[e](message, carry, batch, keys.step(key, e, t))
+            metrics.append(step_metrics)
         seen = Seen(jnp.float32(clients.sizes[i]), jnp.float32(len(rows)))
         sender = self.senders[e](state.key, jnp.int32(number), among, jnp.int32(place))
         report = self.round.report(e, message, state.uplink[e], Kept(*kept), carry, seen, sender)

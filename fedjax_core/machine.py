@@ -131,7 +131,7 @@ def _number(path: Path) -> int | None:
 
 def _entry(path: Path, name: str) -> int:
     try:
-        found = dict(line.split() for line in path.read_text("ascii").splitlines())
-        return int(found.get(name, 0))
+        entries = dict(line.split() for line in path.read_text("ascii").splitlines())
+        return int(entries.get(name, 0))
     except (OSError, ValueError):
         return 0

@@ -105,15 +105,15 @@ def add(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
     """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number,
     as of several rounds."""
-    found = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}
-    for name, value in found.items():
+    values = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}
+    for name, value in values.items():
         if value.size != 1:
             raise ValueError(
                 f"metric {name!r} has {list(value.shape)} numbers, as run_many and sweeps give them, and a summary has one: take one of "
                 f"them, such as the last, by jax.tree.map(lambda x: x[-1], metrics), or read metrics[{name!r}].value"
             )
     # device_get gives them in alphabetical order
-    return {name: float(found[name].item()) for name in metrics}
+    return {name: float(values[name].item()) for name in metrics}
 
 
 TAKEN = frozenset(
@@ -165,15 +165,15 @@ def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> Non
             )
 
 
-def check_client_metrics(found: Any, where: str) -> None:
+def check_client_metrics(given: Any, where: str) -> None:
     """Raises unless these are what a client's `step` and `finish` may give: {name: `Mean` or `Sum` of one
     number}; arrays or shapes."""
-    if not isinstance(found, Mapping):
+    if not isinstance(given, Mapping):
         raise TypeError(
-            f"{where} gives {type(found).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}"
+            f"{where} gives {type(given).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}"
         )
-    check_names(found, where)
-    for name, metric in found.items():
+    check_names(given, where)
+    for name, metric in given.items():
         if not isinstance(metric, (Mean, Sum)):
             raise TypeError(
                 f"metric {name!r} of {where} is a {type(metric).__name__}: give what adds up, fc.metrics.mean(value, weight) or "

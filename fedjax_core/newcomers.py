@@ -63,8 +63,8 @@ def newcomers(
         )
     key = jax.random.key(0) if key is None else key
     begun, params = algorithm.init_params(key), state.params
-    mine: Any = jax.tree.structure(params)
-    whole = tree.combine(params, begun) if mine != jax.tree.structure(begun) else params
+    structure: Any = jax.tree.structure(params)
+    whole = tree.combine(params, begun) if structure != jax.tree.structure(begun) else params
     still = algorithm._replace(
         init=lambda params: state.server,
         exchanges=tuple(_silent(exchange) for exchange in algorithm.exchanges),

@@ -27,8 +27,8 @@ def one_by_one(
 
     The first state is used up where `donate` says so, those between always.
     """
-    found = []
+    each_round = []
     for r, cohort in enumerate(cohorts):
         state, metrics = run(state, cohort, donate=donate or r > 0)
-        found.append(metrics)
-    return state, stacked(found)
+        each_round.append(metrics)
+    return state, stacked(each_round)

@@ -142,10 +142,10 @@ def _combine(composed: Round) -> Any:
     def conclude(state: State, parts: list[Any]) -> State:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), parts[0][0])
         acc, weight, clients = composed.aggregator.zero(shapes, len(parts)), jnp.float32(0), jnp.float32(0)
-        for place, (value, its, here, factor) in enumerate(parts):
+        for place, (value, part_weight, here, factor) in enumerate(parts):
             scaled = jax.tree.map(lambda x, f=factor: (x * f.astype(x.dtype))[None], value)
-            acc = composed.aggregator.add(acc, scaled, its[None], jnp.array([place], jnp.int32))
-            weight, clients = weight + its, clients + here
+            acc = composed.aggregator.add(acc, scaled, part_weight[None], jnp.array([place], jnp.int32))
+            weight, clients = weight + part_weight, clients + here
         all_of_them = jnp.ones(len(parts), bool)
         return composed.conclude(0, state, acc, weight, clients, all_of_them, all_of_them)
 

@@ -77,10 +77,10 @@ def _written_in(code: types.CodeType) -> Iterator[types.CodeType]:
 def _first_mention(code: types.CodeType, name: str) -> tuple[int, int]:
     """(line, column) at which the function, or one within it, first reads or writes a variable that is not
     its own."""
-    found = [
+    mentions = [
         (op.positions.lineno or 0, op.positions.col_offset or 0)
         for op in dis.get_instructions(code)
         if op.argval == name and "DEREF" in op.opname and op.positions is not None
     ]
     inner = (one for one in code.co_consts if isinstance(one, types.CodeType) and name in one.co_freevars)
-    return min([*found, *(_first_mention(one, name) for one in inner)], default=(0, 0))
+    return min([*mentions, *(_first_mention(one, name) for one in inner)], default=(0, 0))

@@ -50,8 +50,8 @@ def kept(algorithm: Algorithm, uplink: Stage) -> Algorithm:
 def check(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]) -> None:
     """Raises ValueError, naming the piece, where one breaks what the uplink promises. `reports`: their
     shapes, one an exchange."""
-    for said in broken(algorithm, uplink, aggregator, reports):
-        raise ValueError(said)
+    for problem in broken(algorithm, uplink, aggregator, reports):
+        raise ValueError(problem)
 
 
 def broken(
@@ -84,26 +84,26 @@ def broken(
 
 def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) -> Iterator[str]:
     """What leaves beside the update of exchange `e`."""
-    name, at = uplink.name, uplink.promises.at
+    name, place = uplink.name, uplink.promises.at
     if algorithm.exchanges[e].slots > 1:
         yield (
             f"clients of {algorithm.name} name the slot of their report, which leaves without the noise of {name!r}: use an algorithm "
             "of one model, such as fedavg"
         )
-    for what, found in (("stats", report.stats), ("metrics", report.metrics)):
-        if found and not (what == "metrics" and getattr(uplink.promises.account, "open_metrics", False)):
+    for what, given in (("stats", report.stats), ("metrics", report.metrics)):
+        if given and not (what == "metrics" and getattr(uplink.promises.account, "open_metrics", False)):
             yield (
-                f"{algorithm.name} reports the {what} {', '.join(found)}, which leave without the noise of {name!r}: use an algorithm "
+                f"{algorithm.name} reports the {what} {', '.join(given)}, which leave without the noise of {name!r}: use an algorithm "
                 f"without {what}, or compute them where the data are"
             )
     server = jax.eval_shape(lambda key: algorithm.init(algorithm.init_params(key)), keys.shape())
-    if at == "server" and (read := _read(algorithm.exchanges[e], server, report)):
+    if place == "server" and (read := _read(algorithm.exchanges[e], server, report)):
         yield (
             f"the server of {algorithm.name} goes by {' and '.join(read)}, which {'is' if len(read) == 1 else 'are'} known without the "
             f"noise of {name!r}: use an algorithm whose server goes by the value alone, such as fedavg"
         )
     if (
-        at == "client"
+        place == "client"
         and not getattr(uplink.promises.account, "open_counts", False)
         and weighs(algorithm, server, e)[0]
     ):
@@ -144,15 +144,15 @@ def weighs(algorithm: Algorithm, server: Any, e: int) -> tuple[bool, bool]:
     own = jax.eval_shape(algorithm.init_client, jax.eval_shape(algorithm.init_params, key))
     message = jax.eval_shape(lambda server: message_of(exchange, server), server)
     carry = jax.eval_shape(exchange.client.begin, message, own, key)
-    common, mine = message if isinstance(message, Told) else (message, ())
+    common, addressed = message if isinstance(message, Told) else (message, ())
 
-    def weight(worked: tuple[Seen, Carry], mine: Any, common: Message) -> Any:
+    def weight(worked: tuple[Seen, Carry], addressed: Any, common: Message) -> Any:
         seen, carry = worked
         return exchange.client.finish(
-            common if exchange.address is None else Told(common, mine), carry, seen
+            common if exchange.address is None else Told(common, addressed), carry, seen
         ).weight
 
     worked = Seen(number, number), carry
-    used = tree.depends(weight, worked, mine, common)
-    of_work, of_told = len(jax.tree.leaves(worked)), len(jax.tree.leaves(mine))
+    used = tree.depends(weight, worked, addressed, common)
+    of_work, of_told = len(jax.tree.leaves(worked)), len(jax.tree.leaves(addressed))
     return any(used[:of_work]), any(used[of_work : of_work + of_told])

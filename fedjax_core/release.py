@@ -143,12 +143,12 @@ def examine(
 def write(verdict: Verdict, limits: Limits, folder: Path) -> None:
     """Writes release.json and probabilities.csv, for their owner alone: they tell who was trained on."""
     make_folder(folder)
-    said = {
+    content = {
         "blocked": verdict.blocked,
         "limits": asdict(limits),
         "findings": [one._asdict() for one in verdict.findings],
     }
-    write_whole(folder / "release.json", json.dumps(said, indent=1))
+    write_whole(folder / "release.json", json.dumps(content, indent=1))
     text = io.StringIO()
     table = csv.DictWriter(text, list(verdict.probabilities[0]))
     table.writeheader()
@@ -161,30 +161,30 @@ def _attacked(
 ) -> Iterator[Finding]:
     for attack, score in scores.items():
         for group, here in groups.items():
-            mine, rest = score[member & here], score[~member & here]
-            if min(len(mine), len(rest)) < limits.least:
+            members, rest = score[member & here], score[~member & here]
+            if min(len(members), len(rest)) < limits.least:
                 yield Finding(
                     attack,
                     group,
                     np.nan,
                     limits.auc,
                     False,
-                    f"not judged: {len(mine)} members and {len(rest)} others",
+                    f"not judged: {len(members)} members and {len(rest)} others",
                 )
                 continue
-            found = membership.judged(mine, rest, limits.fpr)
-            (low, high), (least, most) = found.auc_interval, found.tpr_interval
-            of = f"{found.members} members, {found.others} others"
+            measured = membership.judged(members, rest, limits.fpr)
+            (low, high), (least, most) = measured.auc_interval, measured.tpr_interval
+            of = f"{measured.members} members, {measured.others} others"
             yield Finding(
                 f"{attack} AUC",
                 group,
-                found.auc,
+                measured.auc,
                 limits.auc,
-                found.auc > limits.auc,
+                measured.auc > limits.auc,
                 f"95 % from {low:.3f} to {high:.3f}; {of}",
             )
             yield Finding(
-                f"{attack} TPR at {limits.fpr:g} FPR", group, found.tpr, limits.tpr, found.tpr > limits.tpr,
+                f"{attack} TPR at {limits.fpr:g} FPR", group, measured.tpr, limits.tpr, measured.tpr > limits.tpr,
                 f"95 % from {least:.3f} to {most:.3f} (Clopper and Pearson); {of}",
             )  # fmt: skip
 
@@ -213,7 +213,8 @@ def _shadow(candidate: Candidate, columns: Any, inside: np.ndarray, starts: np.n
     sim = candidate.simulator
     rows = [np.flatnonzero(inside[a:b]) + a for a, b in itertools.pairwise(starts)]
     clients = Clients.from_list(
-        [jax.tree.map(lambda x, at=at: x[at], columns) for at in rows], ids=sim.clients.ids.tolist()
+        [jax.tree.map(lambda x, chosen=chosen: x[chosen], columns) for chosen in rows],
+        ids=sim.clients.ids.tolist(),
     )
     plan = {name: value for name, value in sim.plan_of_batches.settings.items() if name != "order"}
     shadow = Simulator(sim.round, clients, **plan)
@@ -248,9 +249,9 @@ def _batches(columns: Any) -> Iterator[Batch]:
 def _rows(task: Task, params: Params, columns: Any, more: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """A row a record: what is given, the label, and the probability of each class, where the task has
     classes."""
-    found = dict(more)
+    table = dict(more)
     if isinstance(columns, Mapping) and "y" in columns and np.asarray(columns["y"]).ndim == 1:
-        found["label"] = np.asarray(columns["y"])
+        table["label"] = np.asarray(columns["y"])
     if task.predict is not None:
         out = np.concatenate(
             [np.asarray(task.predict(params, batch), np.float64) for batch in _batches(columns)]
@@ -260,12 +261,12 @@ def _rows(task: Task, params: Params, columns: Any, more: Mapping[str, np.ndarra
             logits = np.concatenate([np.zeros_like(out), out], axis=1) if out.shape[1] == 1 else out
             shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
             out = shifted / shifted.sum(axis=1, keepdims=True)
-        found |= {
+        table |= {
             f"{'probability' if task.classes is not None else 'output'}_{i}": out[:, i]
             for i in range(out.shape[1])
         }
-    names = list(found)
+    names = list(table)
     return [
         dict(zip(names, row, strict=True))
-        for row in zip(*(found[name].tolist() for name in names), strict=True)
+        for row in zip(*(table[name].tolist() for name in names), strict=True)
     ]

@@ -83,7 +83,7 @@ class Round(NamedTuple):
         """
         message = self._message(e, state.server)
         key, stage = keys.broadcast(state.key, state.round, e), self.downlink
-        sent, mine = stage.encode(
+        sent, kept = stage.encode(
             stage.init(self._message_shapes(e, state.server)), state.downlink[e], message, alone(key)
         )
         if (address := self.algorithm.exchanges[e].address) is not None:
@@ -92,7 +92,7 @@ class Round(NamedTuple):
                     f"exchange {e} of {self.algorithm.name} tells each client something of its own: give clients="
                 )
             sent = Addressed(sent, address(state.server, clients))
-        return sent, state._replace(downlink=(*state.downlink[:e], mine, *state.downlink[e + 1 :]))
+        return sent, state._replace(downlink=(*state.downlink[:e], kept, *state.downlink[e + 1 :]))
 
     def listen(self, e: int, sent: Any) -> Message:
         """The message that a client reads from what was sent, as the algorithm broadcasts it in shapes and
@@ -143,13 +143,13 @@ class Round(NamedTuple):
     def sender(self, e: int, key: Key, round: Array, among: Among, place: Array) -> Sender:
         """The `Sender` of the client at this place in a simulation, where the run's key gives all other
         keys."""
-        mine = among.address[place]
-        client = keys.client(key, round, mine)
+        address = among.address[place]
+        client = keys.client(key, round, address)
         return Sender(
             key=keys.encode(client, e),
             shared=keys.shared(key, round, e),
             secret=keys.secret(client, e),
-            pairs=jax.vmap(lambda other: keys.pair(key, round, e, mine, other))(among.address),
+            pairs=jax.vmap(lambda other: keys.pair(key, round, e, address, other))(among.address),
             place=place,
             here=among.here,
             weight=jnp.float32(0),
@@ -165,10 +165,10 @@ class Round(NamedTuple):
         """The client's end of an exchange."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         weight = jnp.asarray(report.weight, jnp.float32)
-        sent, mine = self._stage(e).encode(
+        sent, uplink_state = self._stage(e).encode(
             uplink, kept.uplink[e], report.update, sender._replace(weight=weight)
         )
-        kept = Kept(report.own, (*kept.uplink[:e], mine, *kept.uplink[e + 1 :]))
+        kept = Kept(report.own, (*kept.uplink[:e], uplink_state, *kept.uplink[e + 1 :]))
         slot = jnp.asarray(report.slot, jnp.int32) if self._slotted(e) else ()
         return Encoded(sent, weight, kept, report.stats, report.metrics, slot)
 
@@ -203,8 +203,8 @@ class Round(NamedTuple):
                 state.uplink[e], own, self.sender(e, state.key, state.round, among, place), reported
             )
 
-        found = jax.vmap(one)(jnp.arange(len(reported), dtype=jnp.int32), kept.uplink[e])
-        return tree.where(reported, found, tree.zeros_like(found))
+        revealed = jax.vmap(one)(jnp.arange(len(reported), dtype=jnp.int32), kept.uplink[e])
+        return tree.where(reported, revealed, tree.zeros_like(revealed))
 
     def conclude(
         self,
@@ -237,12 +237,12 @@ class Round(NamedTuple):
         info = Info(
             weight, clients, keys.shared(state.key, state.round, e), secret, here, reported, recovered
         )
-        value, mine = self.finish(e, state.uplink[e], met, info, key)
+        value, uplink_state = self.finish(e, state.uplink[e], met, info, key)
         draws = keys.update(state.key, state.round, e)
         server = update(state.server, Aggregate(value, weight, clients, draws, each))
         after = state._replace(
             server=server,
-            uplink=(*state.uplink[:e], mine, *state.uplink[e + 1 :]),
+            uplink=(*state.uplink[:e], uplink_state, *state.uplink[e + 1 :]),
             aggregator=(*state.aggregator[:e], memory, *state.aggregator[e + 1 :]),
         )
         moves = (clients > 0) | ((tree.norm(value) > 0) & tree.finite(value))

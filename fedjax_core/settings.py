@@ -41,11 +41,11 @@ class Settings(Mapping[str, Any]):
     def __repr__(self) -> str:
         """Numbers and words as they are, of all else what it is."""
         plain = (bool, int, float, str, type(None))
-        said = [
+        shown = [
             f"{name}={value if isinstance(value, plain) else type(value).__name__}"
             for name, value in self._values.items()
         ]
-        return f"Settings({', '.join(said)})"
+        return f"Settings({', '.join(shown)})"
 
 
 def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -53,13 +53,13 @@ def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, 
     would."""
     bound = inspect.signature(f).bind(*args, **kwargs)
     bound.apply_defaults()
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, value in bound.arguments.items():
         if bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD:
-            found |= value
+            values |= value
         else:
-            found[name] = value
-    return found
+            values[name] = value
+    return values
 
 
 def with_settings(build: Callable[P, T]) -> Callable[P, T]:

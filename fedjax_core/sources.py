@@ -103,24 +103,24 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
 
     Libraries that are trusted by their version are left out.
     """
-    found: dict[str, str] = {}
+    digests_of: dict[str, str] = {}
     places = {
         name: _places(name)
         for name in packages
         if not (is_library(name) or _is_trusted(name) or name == "__main__")
     }
-    asked = set(places)  # of these also when they were installed as libraries are
+    requested = set(places)  # of these also when they were installed as libraries are
     while places:
         name, here = places.popitem()
         if not here:  # what is not here decides nothing
             continue
-        found[name], imported = _package(here)
-        if name in asked or not _are_installed(here):
+        digests_of[name], imported = _package(here)
+        if name in requested or not _are_installed(here):
             new = {
                 other: _imported(other, here) for other in imported - {name} if not is_library(other)
             } | _shadows(here)
-            places |= {other: there for other, there in new.items() if there and other not in found}
-    return dict(sorted(found.items()))
+            places |= {other: there for other, there in new.items() if there and other not in digests_of}
+    return dict(sorted(digests_of.items()))
 
 
 def _imported(name: str, by: list[Path]) -> list[Path]:
@@ -130,8 +130,8 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
     would be another."""
     for folder in (place.parent for place in by if place.parent.name not in _INSTALLED):
         files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in _CODE and path.is_file()]
-        if found := [path for path in (folder / name, *files) if path.is_dir() or path in files]:
-            return found
+        if paths := [path for path in (folder / name, *files) if path.is_dir() or path in files]:
+            return paths
     installed = _places(name)
     return installed if _are_installed(installed) and name not in _dependencies() else []
 
@@ -139,7 +139,7 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
 def _shadows(by: list[Path]) -> dict[str, list[Path]]:
     """Modules beside a package by whose names a library is trusted, which Python may import in its place, and
     those that run unasked."""
-    found: dict[str, list[Path]] = {}
+    shadows: dict[str, list[Path]] = {}
     for folder in sorted({place.parent for place in by if place.parent.name not in _INSTALLED}):
         for path in sorted(folder.iterdir()):
             name = path.name.partition(".")[0]
@@ -150,8 +150,8 @@ def _shadows(by: list[Path]) -> dict[str, list[Path]]:
                 or (name in _UNASKED and path.is_dir())
             )
             if (trusted or name in _UNASKED) and name not in _OWN and module:
-                found.setdefault(name, []).append(path)
-    return found
+                shadows.setdefault(name, []).append(path)
+    return shadows
 
 
 def _package(places: list[Path]) -> tuple[str, frozenset[str]]:
@@ -159,8 +159,8 @@ def _package(places: list[Path]) -> tuple[str, frozenset[str]]:
     whole, imported = hashlib.sha256(), set[str]()
     for place in places:
         for path in _files(place):
-            about = path.stat()
-            digest, names = _file(str(path), about.st_mtime_ns, about.st_size, _changed(_compiled(path)))
+            status = path.stat()
+            digest, names = _file(str(path), status.st_mtime_ns, status.st_size, _changed(_compiled(path)))
             inside = path.relative_to(place).as_posix() if path != place else path.name
             whole.update(f"{inside}\0{digest}\n".encode())
             imported |= names
@@ -198,7 +198,7 @@ def _files(place: Path) -> list[Path]:
     theirs, too."""
     if place.is_file():
         return [place]
-    found = []
+    files = []
     for folder, inner, names in os.walk(place, followlinks=True):
         above = os.path.realpath(folder)
         inner[:] = [
@@ -207,8 +207,8 @@ def _files(place: Path) -> list[Path]:
             if not (name == "__pycache__" or name.startswith(".")) and not _within(above, folder, name)
         ]
         paths = [Path(folder, name) for name in names if not (name.startswith(".") or name.endswith("~"))]
-        found += [path for path in paths if path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(place).as_posix())
+        files += [path for path in paths if path.is_file()]
+    return sorted(files, key=lambda path: path.relative_to(place).as_posix())
 
 
 def _within(above: str, folder: str, name: str) -> bool:
@@ -249,18 +249,18 @@ def _other_code(path: str, raw: bytes, mtime_ns: int) -> bytes:
     compiled = _compiled(Path(path))
     if compiled is None or not compiled.is_file():
         return b""
-    found = compiled.read_bytes()
-    flags, key, code = int.from_bytes(found[4:8], "little"), found[8:16], found[16:]
+    content = compiled.read_bytes()
+    flags, key, code = int.from_bytes(content[4:8], "little"), content[8:16], content[16:]
     if flags & 1:  # of a source with this hash, which is not always compared
         runs = not flags & 2 or key == importlib.util.source_hash(raw)
     else:
         runs = key == b"".join((x & 0xFFFFFFFF).to_bytes(4, "little") for x in (mtime_ns // 10**9, len(raw)))
-    if found[:4] != importlib.util.MAGIC_NUMBER or not runs:
+    if content[:4] != importlib.util.MAGIC_NUMBER or not runs:
         return b""
     try:
-        return b"" if marshal.loads(code) == compile(raw, path, "exec", dont_inherit=True) else found
+        return b"" if marshal.loads(code) == compile(raw, path, "exec", dont_inherit=True) else content
     except (ValueError, EOFError, TypeError, SyntaxError):
-        return found
+        return content
 
 
 def _imports(source: bytes) -> frozenset[str]:
@@ -268,13 +268,13 @@ def _imports(source: bytes) -> frozenset[str]:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a file that is never imported may hold anything
         return frozenset()
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {root(alias.name) for alias in node.names}
+            modules |= {root(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(root(node.module))
-    return frozenset(found)
+            modules.add(root(node.module))
+    return frozenset(modules)
 
 
 def _are_installed(places: list[Path]) -> bool:

@@ -30,13 +30,13 @@ def of_exchange(
 ) -> dict[str, Sum]:
     """The tallies of exchange `e`, begun in this state, of those `here` [K] and those whose reports count
     [K]."""
-    found = {name: Sum(jnp.float32(0)) for name in names(composed)}
+    zeros = {name: Sum(jnp.float32(0)) for name in names(composed)}
     up, down = bits_of(composed, e)
-    count, asked = (jnp.sum(some, dtype=jnp.float32) for some in (reported, here))
-    sums = {"bits_up": up * count, "bits_down": down * asked}
+    count, present = (jnp.sum(some, dtype=jnp.float32) for some in (reported, here))
+    sums = {"bits_up": up * count, "bits_down": down * present}
     if (kept := kept_of(composed, e, state, acc)) is not None:
         sums["left_out"] = jnp.sum(reported & ~kept, dtype=jnp.float32)
-    return {**found, **{name: Sum(value) for name, value in sums.items() if name in found}}
+    return {**zeros, **{name: Sum(value) for name, value in sums.items() if name in zeros}}
 
 
 def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dict[str, Any]:
@@ -49,12 +49,12 @@ def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dic
 
 def names(composed: Round) -> tuple[str, ...]:
     """Which of them a round has."""
-    said = {
+    applies = {
         "bits_up": composed.uplink.name != _PLAIN,
         "bits_down": composed.downlink.name != _PLAIN,
         "left_out": composed.aggregator.kept is not None,
     }
-    return tuple(name for name, there in said.items() if there)
+    return tuple(name for name, there in applies.items() if there)
 
 
 @remembered(maxsize=64)

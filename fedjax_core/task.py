@@ -94,9 +94,9 @@ class Task(NamedTuple):
 
     def evaluation(self, params: Params, batch: Batch) -> dict[str, Array]:
         """Every metric's value an example, {name: [B]}, `loss` first."""
-        found = dict(self.metrics(params, batch)) if self.metrics else {}
-        loss = found.pop("loss") if "loss" in found else self.loss(params, batch, jax.random.key(0))
-        return {"loss": loss, **found}
+        values = dict(self.metrics(params, batch)) if self.metrics else {}
+        loss = values.pop("loss") if "loss" in values else self.loss(params, batch, jax.random.key(0))
+        return {"loss": loss, **values}
 
 
 def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params | None = None) -> None:
@@ -153,10 +153,10 @@ def _check_statistics(task: Task, params: Params, batch: Batch, key: Key) -> Non
     names, update, _ = task.statistics
     expected, others = tree.partition(params, names)
     if names:
-        found = jax.eval_shape(
+        updated = jax.eval_shape(
             lambda p, batch, key: tree.combine(update(p, batch, key), p), params, batch, key
         )
-        if tree.shapes(tree.partition(found, names)) != tree.shapes((expected, others)):
+        if tree.shapes(tree.partition(updated, names)) != tree.shapes((expected, others)):
             raise ValueError(
                 f"statistics.update of the task must give the leaves {', '.join(map(repr, tree.names(expected)))} as they are in the "
                 "parameters, with None in the place of all others, and gives other shapes"
@@ -180,11 +180,11 @@ def _one_axis_too_many(check_all: Callable[[Batch], None], batch: Batch) -> str 
         tried = [x.update(shape=x.shape[:-1]) if i in chosen else x for i, (_, x) in enumerate(leaves)]
         with contextlib.suppress(Exception):
             check_all(Batch(jax.tree.unflatten(structure, tried), batch.mask))
-            return "; ".join(_axis_said(*leaves[i]) for i in chosen)
+            return "; ".join(_drop_axis(*leaves[i]) for i in chosen)
     return None
 
 
-def _axis_said(path: Any, column: Any) -> str:
+def _drop_axis(path: Any, column: Any) -> str:
     name, axes = jax.tree_util.keystr(path, simple=True, separator="."), len(column.shape)
     inner = ", ".join(["n", *["..."] * (axes > 2)])
     return (

@@ -89,8 +89,8 @@ def _exchange(exchange: Exchange, attack: Attack) -> Exchange:
     client, conclude = exchange.client, exchange.update
 
     def begin(message: Any, own: Any, key: Key) -> _Local:
-        mine, other = jax.random.split(key)
-        return _Local(client.begin(message, own, mine), jnp.float32(0), other)
+        inner_key, other = jax.random.split(key)
+        return _Local(client.begin(message, own, inner_key), jnp.float32(0), other)
 
     def step(message: Any, local: _Local, batch: Batch, key: Key) -> tuple[_Local, dict[str, Any]]:
         carry, metrics = client.step(message, local.carry, batch, key)
@@ -121,8 +121,8 @@ def _past(inner: Stage) -> Stage:
         return Marked(inner.expand(state, message.update, shapes.update), message.liar)
 
     def finish(state: Any, value: Marked, info: Info, key: Key) -> tuple[Marked, Any]:
-        found, state = inner.finish(state, value.update, info, key)
-        return Marked(found, value.liar), state
+        update, state = inner.finish(state, value.update, info, key)
+        return Marked(update, value.liar), state
 
     return inner._replace(
         init=lambda shapes: inner.init(shapes.update),
@@ -139,11 +139,11 @@ def _met(inner: Aggregator, attack: Attack) -> Aggregator:
 
     def prepared(acc: Any, key: Key) -> tuple[Any, Key]:
         """(the accumulator of `inner`, its key)."""
-        mine, after = jax.random.split(key)
+        attack_key, after = jax.random.split(key)
         marked: Marked = acc.updates
         rows, here = rows_of(acc._replace(updates=marked.update))
         if attack.together is not None:
-            lies = attack.together(rows, here & (marked.liar > 0), here, mine)
+            lies = attack.together(rows, here & (marked.liar > 0), here, attack_key)
             rows = jnp.where((here & (marked.liar > 0))[:, None], lies.astype(rows.dtype), rows)
         one: Any = jax.tree.map(lambda x: x[0], marked.update)
         weights = jnp.where(here, acc.weights, 0)
@@ -153,8 +153,8 @@ def _met(inner: Aggregator, attack: Attack) -> Aggregator:
 
     def value(acc: Any, state: Any, key: Key) -> tuple[Marked, Any]:
         inside, after = prepared(acc, key)
-        found, state = inner.value(inside, state, after)
-        return Marked(found, jnp.float32(0)), state
+        update, state = inner.value(inside, state, after)
+        return Marked(update, jnp.float32(0)), state
 
     def kept_by(acc: Any, state: Any, key: Key) -> Array:
         inside, after = prepared(acc, key)

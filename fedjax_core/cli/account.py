@@ -21,12 +21,12 @@ def begin(path: Positional[Path]) -> None:
     Args:
         path: The site's file.
     """
-    about = SiteFile.read(path)
+    site_file = SiteFile.read(path)
     try:
-        file = Ledger.begin(_where(about))
+        file = Ledger.begin(_where(site_file))
     except FileExistsError:
         raise ValueError(
-            f"{_where(about) / 'told.json'} is there already: `fedjax-core account show {path}` says what it has"
+            f"{_where(site_file) / 'told.json'} is there already: `fedjax-core account show {path}` says what it has"
         ) from None
     print(f"{file}: nothing told so far. Back it up with the site's folder.")
 
@@ -38,10 +38,10 @@ def show(path: Positional[Path]) -> None:
     Args:
         path: The site's file.
     """
-    about = SiteFile.read(path)
-    ledger = Ledger(about.folder, about.account)
+    site_file = SiteFile.read(path)
+    ledger = Ledger(site_file.folder, site_file.account)
     ledger.check()
-    leaving = None if about.policy is None else Policy.read(about.policy).leaving
+    leaving = None if site_file.policy is None else Policy.read(site_file.policy).leaving
     if leaving is None or leaving.delta is None:
         print(
             f"mu^2 = {ledger.told:.6g}; the site's policy has no leaving.delta at which an epsilon could be said"
@@ -57,10 +57,10 @@ def show(path: Positional[Path]) -> None:
     )
 
 
-def _where(about: SiteFile) -> Path:
+def _where(site_file: SiteFile) -> Path:
     """The folder of the account."""
-    if (where := about.account or about.folder) is None:
+    if (where := site_file.account or site_file.folder) is None:
         raise ValueError(
-            f"{about.file} names no folder, in which an account could be kept: set folder = ..., or account = ..."
+            f"{site_file.file} names no folder, in which an account could be kept: set folder = ..., or account = ..."
         )
     return where

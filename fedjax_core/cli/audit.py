@@ -43,18 +43,18 @@ def verify(
             raise ValueError(
                 f"{other}, the log of {holder}, has no head of the log of {owner}: no message of that came with one"
             )
-    found = audit.verify(folder, public, audit.Head.parse(head) if head else None, held=held)
+    newest = audit.verify(folder, public, audit.Head.parse(head) if head else None, held=held)
     anchor = audit.Anchor.read(folder, public)
     first = 0 if anchor is None else anchor.head.n + 1
     among = ["the exported head"] if head else []
     among += [f"the head that {name} holds (entry {every[-1].n})" for name, every in held.items()]
     if among:
         print(
-            f"{folder}: {found.n + 1 - first} entries, all as they were written, and {', '.join(among)} is among them."
+            f"{folder}: {newest.n + 1 - first} entries, all as they were written, and {', '.join(among)} is among them."
         )
     else:
         print(
-            f"{folder}: {found.n + 1 - first} entries, none of which was changed, moved, or taken from between others."
+            f"{folder}: {newest.n + 1 - first} entries, none of which was changed, moved, or taken from between others."
         )
         print(
             "Whether entries are missing at the end cannot be told by the log alone: give --head as `audit head` printed it before, or"
@@ -66,7 +66,7 @@ def verify(
         print(
             f"proven from entry {first} on: those before it were removed {_when(anchor.time)}, the last of them {anchor.head}"
         )
-    print(f"head {found}")
+    print(f"head {newest}")
 
 
 @app.command
@@ -103,15 +103,15 @@ def show(
     if not raw:
         print(_line("entry", "when (UTC)", "who", "what", "run/round", "to", "numbers", "epsilon", "more"))
     for entry in audit.show(folder, who=who, what=what, run=run, round=round, site=site):
-        about = dict(entry.about)
+        fields = dict(entry.about)
         where = f"{entry.run or '-'}/{'-' if entry.round is None else entry.round}"
         if raw:
-            print(f"{entry.n} {_when(entry.time)} {entry.who} {entry.what} {where} {dumps(about).decode()}")
+            print(f"{entry.n} {_when(entry.time)} {entry.who} {entry.what} {where} {dumps(fields).decode()}")
             continue
-        to, epsilon = about.pop("recipient", ""), about.pop("epsilon", "")
-        numbers, hidden = (_numbers(about), _UNSHOWN) if entry.what == "left" else ("", set[str]())
+        to, epsilon = fields.pop("recipient", ""), fields.pop("epsilon", "")
+        numbers, hidden = (_numbers(fields), _UNSHOWN) if entry.what == "left" else ("", set[str]())
         # those of tensors last, which may be many
-        values = sorted(about.items(), key=lambda one: one[0].startswith(NUMBERS))
+        values = sorted(fields.items(), key=lambda one: one[0].startswith(NUMBERS))
         more = " ".join(
             f"{name.removeprefix(SENT)}={value}"
             for name, value in values
@@ -146,9 +146,9 @@ def head(folder: Positional[Path], of: str | None = None) -> None:
         print(audit.head_of(folder))
         return
     every = [
-        audit.Head.parse(str(said))
+        audit.Head.parse(str(text))
         for entry in audit.show(folder)
-        if (said := entry.about.get(f"{HELD}{of}")) is not None
+        if (text := entry.about.get(f"{HELD}{of}")) is not None
     ]
     if not every:
         raise ValueError(f"{folder} has no head of the log of {shown(of)}: no message of that came with one")
@@ -191,10 +191,12 @@ _UNSHOWN = {"exchange", "sequence", "bytes", "tensors", "numbers", "digest", "fi
 """Of what left, which `--raw` shows: the rest is for people."""
 
 
-def _numbers(about: Mapping[str, Scalar]) -> int:
+def _numbers(entry_fields: Mapping[str, Scalar]) -> int:
     """How many numbers left: those of tensors, and fields that are numbers."""
-    count = about.get("numbers", 0)
-    fields = sum(name.startswith(SENT) and isinstance(value, int | float) for name, value in about.items())
+    count = entry_fields.get("numbers", 0)
+    fields = sum(
+        name.startswith(SENT) and isinstance(value, int | float) for name, value in entry_fields.items()
+    )
     return fields + (count if isinstance(count, int) else 0)
 
 

@@ -82,7 +82,7 @@ def show(paths: Positional[tuple[Path, ...]]) -> None:
     """
     for path in paths:
         if path.is_dir():
-            found = ray_security.lacking(ray_security.environment(path))
-            if found:
-                raise ValueError(f"{path} lacks {' and '.join(found)}")
+            missing = ray_security.lacking(ray_security.environment(path))
+            if missing:
+                raise ValueError(f"{path} lacks {' and '.join(missing)}")
         print(f"{path}: {certificates.describe(path / 'node.crt' if path.is_dir() else path)}")

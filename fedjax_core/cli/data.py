@@ -33,21 +33,21 @@ def check(path: Positional[Path], federation: Path | None = None) -> None:
     """
     minimum, mapping = Minimum(), path
     if "schema" not in table_of(path):
-        about = SiteFile.read(path)
-        if not isinstance(about.data, Path) or about.data.suffix != ".toml":
+        site_file = SiteFile.read(path)
+        if not isinstance(site_file.data, Path) or site_file.data.suffix != ".toml":
             raise ValueError(
                 f"{path} names no mapping as its data: write data = 'mapping.toml', or give the mapping itself"
             )
-        mapping = about.data
-        minimum = Minimum() if about.policy is None else Policy.read(about.policy).minimum
+        mapping = site_file.data
+        minimum = Minimum() if site_file.policy is None else Policy.read(site_file.policy).minimum
     schema = Schema.read(Mapping.read(mapping).schema)
     print(f"{mapping}: study {schema.name} (schema {schema.digest})\n")
     reference = None if federation is None else Reference.read(federation)
-    found = readiness(
+    report = readiness(
         read(mapping), examples=minimum.examples, per_class=minimum.per_class, reference=reference
     )
-    print(found.text())
-    if not found.ready:
+    print(report.text())
+    if not report.ready:
         raise RuntimeError(
-            f"{mapping}: not ready, {len(found.to_do)} things are to be done (see TO DO above)"
+            f"{mapping}: not ready, {len(report.to_do)} things are to be done (see TO DO above)"
         )

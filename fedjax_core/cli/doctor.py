@@ -26,12 +26,12 @@ def doctor(
         free_gb: So much disk must be free.
         memory_gb: So much memory must be free.
     """
-    asked = examination.Settings(
+    settings = examination.Settings(
         address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb
     )
-    found = examination.examine(path, examination.beside(path, asked))
-    for one in found:
+    checks = examination.examine(path, examination.beside(path, settings))
+    for one in checks:
         print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.said}")
-    if wrong := [one.what for one in found if one.fine is False]:
+    if wrong := [one.what for one in checks if one.fine is False]:
         raise RuntimeError(f"{path}: not ready to join, for {', '.join(wrong)} (see NO above)")
     print(f"{path}: ready to join.")

@@ -45,15 +45,15 @@ def node(
         raise ValueError(
             "a site's node takes the site's file and --address host:port, the coordinator's takes --head PORT and --folder"
         )
-    about = None if site is None else SiteFile.read(site)
+    site_file = None if site is None else SiteFile.read(site)
     if ray is None and site is not None and (site.parent / "ray").is_dir():
         ray = site.parent / "ray"
     if ray is not None:
         os.environ.update(ray_security.environment(ray))
     ray_security.preflight()
-    if about is not None and site is not None:
+    if site_file is not None and site is not None:
         os.environ[VARIABLE] = str(site.absolute())
-        folder = folder or (None if about.folder is None else about.folder / "ray")
+        folder = folder or (None if site_file.folder is None else site_file.folder / "ray")
     if folder is None:
         raise ValueError(
             "where should Ray's logs and sockets go? name a --folder, which is made for its owner alone"
@@ -67,7 +67,7 @@ def node(
         raise ValueError(
             f"other users can enter {home}, and Ray's logs and sockets are open to whoever can: chmod 700 {home}, or another"
         )
-    said: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "head": head is not None,
         "temp_dir": str(home / "t"),
         "ip": ip or _own_ip(address),
@@ -79,9 +79,9 @@ def node(
         and (wrong := ray_security.greeting(address, Files.named_by(os.environ))) is not None
     ):
         raise ValueError(wrong)
-    if about is not None:
-        said |= {"name": about.name, "resources": dict(about.resources)}
-    if not ray_node.run(said, threading.Event()):
+    if site_file is not None:
+        settings |= {"name": site_file.name, "resources": dict(site_file.resources)}
+    if not ray_node.run(settings, threading.Event()):
         raise RuntimeError(f"Ray died: see the logs in {home}/t/session_latest/logs")
 
 

@@ -58,31 +58,31 @@ class HostRows:
         rows = HostRows(first_row(state.clients), self.population, self.folder)
         return rows, state._replace(clients=rows)  # type: ignore[arg-type]
 
-    def read(self, who: np.ndarray) -> Own:
+    def read(self, clients: np.ndarray) -> Own:
         """The rows of these clients [K], leaves [K, ...]: copies, which may be written to."""
         self._settle()
-        known = self._written[who]
+        known = self._written[clients]
 
         def rows(first: np.ndarray, stored: np.ndarray) -> np.ndarray:
-            return np.where(known.reshape((-1,) + (1,) * first.ndim), stored[who], first)
+            return np.where(known.reshape((-1,) + (1,) * first.ndim), stored[clients], first)
 
         return self._structure.unflatten(
             [rows(x, s) for x, s in zip(jax.tree.leaves(self._first), self._leaves, strict=True)]
         )
 
-    def write(self, who: np.ndarray, rows: Own, round: int) -> None:
+    def write(self, clients: np.ndarray, rows: Own, round: int) -> None:
         """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the
         device when next needed."""
         self._settle()
-        self._pending, self.round = (who, rows), round
+        self._pending, self.round = (clients, rows), round
 
     def everyone(self, state: State) -> Kept:
         """The rows of all clients, leaves [N, ...]."""
         return self.read(np.arange(self.population))
 
-    def rows_of(self, state: State, who: np.ndarray) -> Kept:
+    def rows_of(self, state: State, clients: np.ndarray) -> Kept:
         """The rows of these clients [K], leaves [K, ...]."""
-        return self.read(who)
+        return self.read(clients)
 
     def rows_on_device(self, clients: int) -> int:
         """How many rows are on the device where so many clients take part in a dispatch."""
@@ -90,39 +90,41 @@ class HostRows:
 
     def union(self, cohorts: Sequence[Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
         """(whose rows a dispatch of these rounds brings, where each cohort's are among them)."""
-        who = np.unique(np.concatenate([np.asarray(c.clients, np.int64) for c in cohorts]))
-        return who, [np.searchsorted(who, np.asarray(c.clients, np.int64)) for c in cohorts]
+        clients = np.unique(np.concatenate([np.asarray(c.clients, np.int64) for c in cohorts]))
+        return clients, [np.searchsorted(clients, np.asarray(c.clients, np.int64)) for c in cohorts]
 
-    def bring(self, state: State, who: np.ndarray, round: int, room: int) -> State:
+    def bring(self, state: State, clients: np.ndarray, round: int, room: int) -> State:
         """The state with the rows of these clients, in the room that any such dispatch has."""
         check_round(self.round, round)
         padded = (
-            np.pad(who, (0, max(0, room - len(who))), mode="edge") if len(who) else np.zeros(room, np.int64)
+            np.pad(clients, (0, max(0, room - len(clients))), mode="edge")
+            if len(clients)
+            else np.zeros(room, np.int64)
         )
         return state._replace(clients=self.read(padded))
 
-    def keep(self, state: State, who: np.ndarray, round: int) -> State:
+    def keep(self, state: State, clients: np.ndarray, round: int) -> State:
         """The state after a dispatch, with what these clients keep after `round` rounds in this store."""
-        self.write(who, state.clients, round)
+        self.write(clients, state.clients, round)
         return state._replace(clients=self)  # type: ignore[arg-type]
 
-    def lend(self, state: State, who: np.ndarray, round: int, room: int) -> Carried:
+    def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried:
         """The rows of a cohort for workers."""
         check_round(self.round, round)
-        return Carried(self.read(who))
+        return Carried(self.read(clients))
 
     def take_back(
-        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+        self, after: State, before: State, clients: np.ndarray, lent: Any, round: int, room: int, donate: bool
     ) -> State:
         """The state after `round` rounds, with the cohort's rows in this store."""
-        self.write(who, lent.rows, round)
+        self.write(clients, lent.rows, round)
         return after._replace(clients=self)  # type: ignore[arg-type]
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold: the rows that were ever written, and whose they are."""
         self._settle()
-        who = np.flatnonzero(self._written)
-        return {"round": np.int64(self.round), "who": who, "rows": self.read(who)}
+        clients = np.flatnonzero(self._written)
+        return {"round": np.int64(self.round), "who": clients, "rows": self.read(clients)}
 
     def shapes(self, touched: int) -> dict[str, Any]:
         """The shapes of `saved` for so many clients."""
@@ -139,7 +141,7 @@ class HostRows:
         """Stores the rows that still lie on the device."""
         if self._pending is None:
             return
-        (who, rows), self._pending = self._pending, None
+        (clients, rows), self._pending = self._pending, None
         for stored, x in zip(self._leaves, jax.tree.leaves(jax.device_get(rows)), strict=True):
-            stored[who] = x[: len(who)]
-        self._written[who] = True
+            stored[clients] = x[: len(clients)]
+        self._written[clients] = True

@@ -51,10 +51,10 @@ class Records:
 
     def read(self) -> Kept:
         """The rows, leaves [k, ...]: what a worker begins with."""
-        found: Kept = jax.tree.unflatten(
+        rows: Kept = jax.tree.unflatten(
             jax.tree.structure(self.like), _read(self.folder, self.like, self.here)
         )
-        return found
+        return rows
 
     def write(self, kept: Kept, touched: Array) -> Kept:
         """Writes the rows [k, ...] of those who reported; there is nothing to send back."""
@@ -106,53 +106,53 @@ class RecordFiles:
         files = RecordFiles(first_row(state.clients), self.population, self.folder)
         return files, state._replace(clients=files)  # type: ignore[arg-type]
 
-    def where(self, who: np.ndarray) -> np.ndarray:
+    def where(self, clients: np.ndarray) -> np.ndarray:
         """[K] PLACE: where these clients' rows lie; those that were never written, all in one place."""
-        return self._lies[who]
+        return self._lies[clients]
 
-    def read(self, who: np.ndarray) -> Own:
+    def read(self, clients: np.ndarray) -> Own:
         """The rows of these clients [K], leaves [K, ...]."""
-        leaves = _read(self.folder, self._like, self._lies[who]) if jax.tree.leaves(self._first) else []
+        leaves = _read(self.folder, self._like, self._lies[clients]) if jax.tree.leaves(self._first) else []
         return jax.tree.unflatten(jax.tree.structure(self._first), leaves)
 
-    def write(self, who: np.ndarray, rows: Own, round: int) -> None:
+    def write(self, clients: np.ndarray, rows: Own, round: int) -> None:
         """The rows of these clients are now these, [K, ...], after `round` rounds."""
-        lies = self._lies[who]
-        there = _free(who, lies, lies, next(self._writings))
+        lies = self._lies[clients]
+        there = _free(clients, lies, lies, next(self._writings))
         if leaves := jax.tree.leaves(rows):
             _write(self.folder, self._like, there, leaves)
-        self._lies[who], self.round = there, round
+        self._lies[clients], self.round = there, round
 
     def everyone(self, state: State) -> Kept:
         """The rows of all clients, leaves [N, ...]."""
         return self.read(np.arange(self.population))
 
-    def rows_of(self, state: State, who: np.ndarray) -> Kept:
+    def rows_of(self, state: State, clients: np.ndarray) -> Kept:
         """The rows of these clients [K], leaves [K, ...]."""
-        return self.read(who)
+        return self.read(clients)
 
-    def lend(self, state: State, who: np.ndarray, round: int, room: int) -> Carried | Records:
+    def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried | Records:
         """The rows of a cohort for workers; where clients keep nothing, that is sent."""
         check_round(self.round, round)
         if not self.nbytes:
-            return Carried(self.read(who))
-        began, here, there = (self._lies[who] for _ in range(3))  # copies
-        return Records(self.folder, self._like, who, began, here, there, self._writings)
+            return Carried(self.read(clients))
+        began, here, there = (self._lies[clients] for _ in range(3))  # copies
+        return Records(self.folder, self._like, clients, began, here, there, self._writings)
 
     def take_back(
-        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+        self, after: State, before: State, clients: np.ndarray, lent: Any, round: int, room: int, donate: bool
     ) -> State:
         """The state after `round` rounds, with the cohort's rows in these files."""
         if isinstance(lent, Carried):
-            self.write(who, lent.rows, round)
+            self.write(clients, lent.rows, round)
         else:
-            self._lies[who], self.round = lent.here, round
+            self._lies[clients], self.round = lent.here, round
         return after._replace(clients=self)  # type: ignore[arg-type]
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint must hold: the rows that were ever written, and whose they are."""
-        who = np.flatnonzero(self._lies["record"] < self.population)
-        return {"round": np.int64(self.round), "who": who, "rows": self.read(who)}
+        clients = np.flatnonzero(self._lies["record"] < self.population)
+        return {"round": np.int64(self.round), "who": clients, "rows": self.read(clients)}
 
     def shapes(self, touched: int) -> dict[str, Any]:
         """The shapes of `saved` for so many clients."""
@@ -190,17 +190,17 @@ def _make(folder: Path) -> None:
 def _read(folder: Path, like: Any, where: np.ndarray) -> list[np.ndarray]:
     """The rows there, leaves [k, ...]; raises where one is not what was written."""
     record = _record(like)
-    found = np.zeros(len(where), record)
-    raw = found.view(np.uint8).reshape(len(found), record.itemsize)
+    records = np.zeros(len(where), record)
+    raw = records.view(np.uint8).reshape(len(records), record.itemsize)
     for k, file in _each(folder, record.itemsize, where, "rb"):
         file.readinto(raw[k])
-    wrong = (found["begins"] != where["writing"]) | (found["ends"] != where["writing"])
+    wrong = (records["begins"] != where["writing"]) | (records["ends"] != where["writing"])
     if wrong.any():
         raise RuntimeError(
             f"{wrong.sum()} of {len(wrong)} rows in {folder} are not what was written there. The driver and all workers must see "
             "one folder under that path, and each run needs its own: choose another client_state= and go on from the newest checkpoint."
         )
-    return [found[name] for name in record.names[1:-1]]  # type: ignore[index]
+    return [records[name] for name in record.names[1:-1]]  # type: ignore[index]
 
 
 def _write(folder: Path, like: Any, where: np.ndarray, leaves: Sequence[np.ndarray]) -> None:

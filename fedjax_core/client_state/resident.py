@@ -33,9 +33,9 @@ class Resident:
         """The rows of all clients, leaves [N, ...]."""
         return state.clients
 
-    def rows_of(self, state: State, who: np.ndarray) -> Kept:
+    def rows_of(self, state: State, clients: np.ndarray) -> Kept:
         """The rows of these clients [K], leaves [K, ...]."""
-        rows: Kept = tree.take(state.clients, jnp.asarray(who, jnp.int32))
+        rows: Kept = tree.take(state.clients, jnp.asarray(clients, jnp.int32))
         return rows
 
     def rows_on_device(self, clients: int) -> int:
@@ -47,30 +47,32 @@ class Resident:
         client's position says that."""
         return np.zeros(0, np.int64), None
 
-    def bring(self, state: State, who: np.ndarray, round: int, room: int) -> State:
+    def bring(self, state: State, clients: np.ndarray, round: int, room: int) -> State:
         """The state with the rows of these clients on the device: they are there."""
         return state
 
-    def keep(self, state: State, who: np.ndarray, round: int) -> State:
+    def keep(self, state: State, clients: np.ndarray, round: int) -> State:
         """The state after a dispatch, with what these clients keep where it belongs: it is there."""
         return state
 
-    def lend(self, state: State, who: np.ndarray, round: int, room: int) -> Carried:
+    def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried:
         """The rows of a cohort for workers; `room` is for the largest cohort."""
         kept = state.clients
         if jax.tree.leaves(kept):
-            kept = jax.device_get(self._take(kept, self._places(who, room)))
+            kept = jax.device_get(self._take(kept, self._places(clients, room)))
         return Carried(jax.tree.map(np.array, kept))  # to be written to
 
     def take_back(
-        self, after: State, before: State, who: np.ndarray, lent: Any, round: int, room: int, donate: bool
+        self, after: State, before: State, clients: np.ndarray, lent: Any, round: int, room: int, donate: bool
     ) -> State:
         """The state after `round` rounds, with the cohort's rows in the place of those of the state
         before."""
         if not jax.tree.leaves(lent.rows):
             return after._replace(clients=lent.rows)
-        return after._replace(clients=self._put[donate](before.clients, self._places(who, room), lent.rows))
+        return after._replace(
+            clients=self._put[donate](before.clients, self._places(clients, room), lent.rows)
+        )
 
-    def _places(self, who: np.ndarray, room: int) -> np.ndarray:
+    def _places(self, clients: np.ndarray, room: int) -> np.ndarray:
         """The cohort's positions, padded to the room there is with one past the end: [room] int32."""
-        return np.pad(who, (0, room - len(who)), constant_values=self.population).astype(np.int32)
+        return np.pad(clients, (0, room - len(clients)), constant_values=self.population).astype(np.int32)

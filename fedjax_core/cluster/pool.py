@@ -173,7 +173,7 @@ class WorkerPool:
 
         If one is lost on the way, all shares are done again and send theirs along: the second part is then
         None."""
-        found = self._run_all(
+        completed = self._run_all(
             lambda actor, share: actor.run_keeping_accumulator.options(num_returns=2).remote(
                 broadcast, share
             ),
@@ -181,7 +181,9 @@ class WorkerPool:
             loads,
         )
         try:
-            return [came.done for came in found], self._merged([(came.acc, came.member) for came in found])
+            return [came.done for came in completed], self._merged(
+                [(came.acc, came.member) for came in completed]
+            )
         except (failures.RayError, TimeoutError) as error:
             log.warning(
                 "what workers had added up is lost, and all shares are done again: %s", _last_line(error)
@@ -213,11 +215,11 @@ class WorkerPool:
             if todo:
                 self._fill()
                 self._add_ready(wait=not self.members)
-                busy = [sum(loads[s] for s, who in waiting.values() if who is m) for m in self.members]
+                busy = [sum(loads[s] for s, worker in waiting.values() if worker is m) for m in self.members]
                 chosen = assign_to_workers([loads[s] for s in todo], self._speeds(), busy)
                 for s, w in sorted(zip(todo, chosen, strict=True), key=lambda pair: -loads[pair[0]]):
                     tries[s] += 1
-                    if not any(who is self.members[w] for _, who in waiting.values()):
+                    if not any(worker is self.members[w] for _, worker in waiting.values()):
                         self.members[w].since = time.monotonic()
                     promise, acc = begin(self.members[w].actor, shares[s])
                     waiting[promise], apart[promise] = (s, self.members[w]), acc
@@ -239,8 +241,8 @@ class WorkerPool:
                 failures.RayError,
                 TimeoutError,
             ) as error:
-                todo = [s, *(other for other, who in waiting.values() if who is member)]
-                waiting = {ref: at for ref, at in waiting.items() if at[1] is not member}
+                todo = [s, *(other for other, worker in waiting.values() if worker is member)]
+                waiting = {ref: task for ref, task in waiting.items() if task[1] is not member}
                 self._drop(member, error, tries[s])
         best = max(self._speeds(), default=math.nan)
         for member in self.members:
@@ -253,10 +255,10 @@ class WorkerPool:
         long, True)."""
         late = min(waiting, key=lambda ref: waiting[ref][1].since)
         left = waiting[late][1].since + self.hang_seconds - time.monotonic()
-        found, _ = ray.wait(
+        completed, _ = ray.wait(
             list(waiting), num_returns=1, timeout=None if math.isinf(left) else max(0.0, left)
         )
-        return (found[0], False) if found else (late, True)
+        return (completed[0], False) if completed else (late, True)
 
     def measure(self, broadcast: Any, share: Shard) -> dict[str, Any]:
         """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails,
@@ -264,8 +266,10 @@ class WorkerPool:
         self._fill()
         self._add_ready(wait=not self.members)
         try:
-            asked = self.members[0].actor.measure.remote(broadcast, share)
-            return dict(ray.get(asked, timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds))
+            reference = self.members[0].actor.measure.remote(broadcast, share)
+            return dict(
+                ray.get(reference, timeout=None if math.isinf(self.hang_seconds) else self.hang_seconds)
+            )
         except failures.RayError:
             return {}
 
@@ -347,16 +351,16 @@ class WorkerPool:
         if self.cpus <= 1:
             flags.append("--xla_cpu_multi_thread_eigen=false")
         threads = str(max(1, int(self.cpus)))
-        found = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
+        variables = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
         # empty: whatever is there, even if this process keeps to the CPU
-        found["JAX_PLATFORMS"] = "" if self.gpus else "cpu"
+        variables["JAX_PLATFORMS"] = "" if self.gpus else "cpu"
         if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
-            found["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (
+            variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (
                 f"{0.75 * self.gpus:.3f}"  # 0.75 is what JAX takes where it is alone
             )
         if connections.started:  # this machine only: elsewhere the package is installed in its own place
-            found["PYTHONPATH"] = os.pathsep.join(_path())
-        return found
+            variables["PYTHONPATH"] = os.pathsep.join(_path())
+        return variables
 
 
 def _pickled(composed: Round, plan: Plan) -> bytes:
@@ -382,5 +386,5 @@ def _kill(member: WorkerHandle) -> None:
 def _last_line(error: BaseException) -> str:
     """The last line of an error: what went wrong, without the traceback."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line.split(":")[0]]
-    return (told or lines or [type(error).__name__])[-1].split(" Some common causes")[0]
+    messages = [line for line in lines if "Error" in line.split(":")[0]]
+    return (messages or lines or [type(error).__name__])[-1].split(" Some common causes")[0]

@@ -33,9 +33,9 @@ class Room(NamedTuple):
 def split_cohort(load: np.ndarray, shares: int) -> list[np.ndarray]:
     """Splits a cohort with this much work a client [K]: the places of each share's clients. Clients without
     work are in no share."""
-    at = np.flatnonzero(load > 0)
-    share, _ = assign(load[at], shares)
-    return [at[share == s] for s in range(shares)]
+    places = np.flatnonzero(load > 0)
+    share, _ = assign(load[places], shares)
+    return [places[share == s] for s in range(shares)]
 
 
 def assign_to_workers(

@@ -134,8 +134,10 @@ class Worker:
         )
         place = np.pad(share.places, (0, K + 1 - k), constant_values=K).astype(np.int32)
         here = np.pad(share.here, (0, K - k))
-        told = from_host((broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key, broadcast.among))
-        return (K, self._data, told, kept, place, here, packed), work
+        context = from_host(
+            (broadcast.sent, broadcast.uplink, broadcast.round, broadcast.key, broadcast.among)
+        )
+        return (K, self._data, context, kept, place, here, packed), work
 
     def _feed(self, e: int, room: Room) -> DispatchBuilder:
         """Packs for this exchange, with at least so much room."""
@@ -155,20 +157,20 @@ class Worker:
         e: int,
         cohort: int,
         data: Columns,
-        told: Any,
+        context: Any,
         kept: Kept,
         place: Array,
         here: Array,
         packed: Packed,
     ) -> Collected:
-        """The program of an exchange, traced once; `told` is what a `Broadcast` says after which exchange it
-        is."""
+        """The program of an exchange, traced once; `context` has the fields of a `Broadcast` from `sent` to
+        `among`."""
         self.traces[e] += 1
         kind = self.round.algorithm.exchanges[e].work
         data = jax.tree.map(lambda x: x[0, 0], packed.streamed[kind]) if packed.streamed else data
         places, schedule = jax.tree.map(lambda x: jnp.asarray(x[0]), (packed.places, packed.schedules[kind]))
-        sent, mine, round, key, among = told
-        uplink = tuple(mine if i == e else () for i in range(len(self.traces)))
+        sent, uplink_state, round, key, among = context
+        uplink = tuple(uplink_state if i == e else () for i in range(len(self.traces)))
         state = State(
             server=(), uplink=uplink, downlink=(), aggregator=(), clients=Kept((), ()), round=round, key=key
         )
@@ -188,7 +190,9 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
     whole = composed.aggregator
     aggregator = whole._replace(
         zero=lambda shapes, _: whole.zero(shapes, cohort),
-        add=lambda acc, updates, weights, at: whole.add(acc, updates, weights, place.at[at].get(mode="clip")),
+        add=lambda acc, updates, weights, places: whole.add(
+            acc, updates, weights, place.at[places].get(mode="clip")
+        ),
     )
     return composed._replace(aggregator=aggregator)
 
@@ -237,10 +241,10 @@ def of_cohort(parts: Sequence[Each | None], places: Sequence[np.ndarray], positi
     if (one := parts[0]) is None:
         return None
     rows = jax.tree.map(lambda x: np.zeros((len(position), *x.shape[1:]), x.dtype), (one.stats, one.weight))
-    for part, at in zip(parts, places, strict=True):
+    for part, place in zip(parts, places, strict=True):
         assert part is not None
-        for whole, mine in zip(jax.tree.leaves(rows), jax.tree.leaves(part[:2]), strict=True):
-            whole[at] = mine
+        for whole, part_rows in zip(jax.tree.leaves(rows), jax.tree.leaves(part[:2]), strict=True):
+            whole[place] = part_rows
     return one._replace(stats=rows[0], weight=rows[1], position=position)
 
 

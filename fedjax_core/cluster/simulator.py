@@ -177,8 +177,8 @@ class ClusterSimulator:
         self._disconnect = None
 
     def __repr__(self) -> str:
-        who = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
-        return f"ClusterSimulator({self.round}, {who}, {self.plan_of_batches}, shares={self.shares})"
+        population = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
+        return f"ClusterSimulator({self.round}, {population}, {self.plan_of_batches}, shares={self.shares})"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -239,47 +239,47 @@ class ClusterSimulator:
         given is used up."""
         begun = time.perf_counter()
         cohort = as_cohort(cohort, len(self.clients))
-        who, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
+        clients, counts = np.asarray(cohort.clients, np.int64), np.asarray(cohort.counts)
         check_counts(self.round, counts)
-        self.reserve(len(who))
-        first, shares = int(state.round), self._deal(who, counts)
+        self.reserve(len(clients))
+        first, shares = int(state.round), self._deal(clients, counts)
         assert self._room is not None
         lent, half = (
-            self._client_state.lend(state, who, first, self._room.cohort),
+            self._client_state.lend(state, clients, first, self._room.cohort),
             state._replace(clients=Kept((), ())),
         )
         metrics: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
-        position = np.pad(who, (0, self._room.cohort - len(who)), constant_values=len(self.clients)).astype(
-            np.int32
-        )
+        position = np.pad(
+            clients, (0, self._room.cohort - len(clients)), constant_values=len(self.clients)
+        ).astype(np.int32)
         done: list[ShardResult] = []
-        here = np.asarray(self.clients.sizes[who] > 0)  # and not refused in this round so far
+        here = np.asarray(self.clients.sizes[clients] > 0)  # and not refused in this round so far
         for e in range(len(self.round.algorithm.exchanges)):
             sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half, position)
-            among = self._among(who, here)
-            told = [share._replace(here=here[share.places]) for share in shares]
-            found, acc = self._exchange(e, sent, half, among, told, lent, first)
-            for share, part in zip(shares, found, strict=True):
+            among = self._among(clients, here)
+            current = [share._replace(here=here[share.places]) for share in shares]
+            results, acc = self._exchange(e, sent, half, among, current, lent, first)
+            for share, part in zip(shares, results, strict=True):
                 here[share.places] = part.collected.touched
                 lent.take_back(share.places, part.collected.kept, part.collected.touched)
-            collected = merge(self.round, [part.collected for part in found])
+            collected = merge(self.round, [part.collected for part in results])
             collected = collected if acc is None else collected._replace(acc=acc)
             each = of_cohort(
-                [part.collected.each for part in found], [share.places for share in shares], position
+                [part.collected.each for part in results], [share.places for share in shares], position
             )
             collected = collected._replace(each=each)
             self._accumulator[e] = tree.nbytes(collected.acc)
             conclude = self._program("conclude", partial(self._conclude, e), e)
-            half, said = conclude(half, collected, among, self._among(who, here).here)
-            metrics = add(metrics, {**collected.metrics, **said, "refused": Sum(collected.refused)})
-            done += found
-        sizes = self.clients.sizes[who]
+            half, tallied = conclude(half, collected, among, self._among(clients, here).here)
+            metrics = add(metrics, {**collected.metrics, **tallied, "refused": Sum(collected.refused)})
+            done += results
+        sizes = self.clients.sizes[clients]
         metrics["clients"], metrics["examples"] = (
             Sum(jnp.float32(here.sum())),
             Sum(jnp.float32(sizes[here].sum())),
         )
         after, room = half._replace(round=half.round + 1), self._room.cohort
-        state = self._client_state.take_back(after, state, who, lent, first + 1, room, donate)
+        state = self._client_state.take_back(after, state, clients, lent, first + 1, room, donate)
         moved = 2 * sum(tree.nbytes(part.collected.kept) for part in done)
         self.meter.add(
             time.perf_counter() - begun, int((sizes > 0).sum()), done, len(self._pool.members), moved
@@ -307,22 +307,29 @@ class ClusterSimulator:
         NaN without examples."""
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
-    def _deal(self, who: np.ndarray, counts: np.ndarray) -> list[Shard]:
+    def _deal(self, clients: np.ndarray, counts: np.ndarray) -> list[Shard]:
         """The cohort in shares, without the rows of what clients keep; those that would be empty are left
         out, but for one."""
         assert self._room is not None
-        dealt = split_cohort(self._load[who], self.shares)
-        dealt = [at for at in dealt if len(at)] or dealt[:1]
+        dealt = split_cohort(self._load[clients], self.shares)
+        dealt = [places for places in dealt if len(places)] or dealt[:1]
         return [
-            Shard(who[at], at, counts[at], Carried(Kept((), ())), self._room, np.ones(len(at), bool))
-            for at in dealt
+            Shard(
+                clients[places],
+                places,
+                counts[places],
+                Carried(Kept((), ())),
+                self._room,
+                np.ones(len(places), bool),
+            )
+            for places in dealt
         ]
 
-    def _among(self, who: np.ndarray, here: np.ndarray) -> Among:
+    def _among(self, clients: np.ndarray, here: np.ndarray) -> Among:
         """The cohort as its clients know it, with as many empty places as there is room."""
         assert self._room is not None
-        short = self._room.cohort - len(who)
-        return Among(np.pad(self.clients.addresses[who], ((0, short), (0, 0))), np.pad(here, (0, short)))  # type: ignore[arg-type]
+        short = self._room.cohort - len(clients)
+        return Among(np.pad(self.clients.addresses[clients], ((0, short), (0, 0))), np.pad(here, (0, short)))  # type: ignore[arg-type]
 
     def _exchange(
         self, e: int, sent: Any, half: State, among: Among, shares: list[Shard], lent: Lent, first: int
@@ -334,7 +341,7 @@ class ClusterSimulator:
         they would wait for the driver's link to the network. The bits are the same.
         """
         pool = self._open_pool()
-        told = Broadcast(
+        broadcast = Broadcast(
             exchange=e,
             sent=to_host(sent),
             uplink=to_host(half.uplink[e]),
@@ -346,35 +353,35 @@ class ClusterSimulator:
         shares = [share._replace(kept=lent.of(share.places)) for share in shares]
         loads = [float(self._load[share.clients].sum()) for share in shares]
         if e not in self._measured and len(shares) > 1:
-            tuning_cache.adopt(pool.measure(pool.put(told), shares[0]))
-            told = told._replace(measured=tuning_cache.entries())
+            tuning_cache.adopt(pool.measure(pool.put(broadcast), shares[0]))
+            broadcast = broadcast._replace(measured=tuning_cache.entries())
         self._measured.add(e)
         at_workers = len(shares) > 2 and pool.nodes > 1 and self._accumulator.get(e, 0) >= LARGE
-        found, acc = (
-            pool.run_and_merge(pool.put(told), shares, loads)
+        results, acc = (
+            pool.run_and_merge(pool.put(broadcast), shares, loads)
             if at_workers
-            else (pool.run(pool.put(told), shares, loads), None)
+            else (pool.run(pool.put(broadcast), shares, loads), None)
         )
-        for part in reversed(found):  # where two know of an answer, the first counts
+        for part in reversed(results):  # where two know of an answer, the first counts
             tuning_cache.adopt(
                 {
                     question: answer
                     for question, answer in part.measured.items()
-                    if question not in told.measured
+                    if question not in broadcast.measured
                 }
             )
-        self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in found))
-        return found, acc
+        self._traced["workers",] = max(self._traced.get(("workers",), 0), *(part.traces for part in results))
+        return results, acc
 
     def _conclude(
         self, e: int, half: State, collected: Collected, among: Among, reported: Array
     ) -> tuple[State, dict[str, Sum]]:
         # which `check_recovers` has seen
         nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients
-        said = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
+        tallied = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
         return program.conclude(
             self.round, e, half, collected._replace(touched=reported), nothing, among
-        ), said
+        ), tallied
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
         """`do`, jitted when first used."""

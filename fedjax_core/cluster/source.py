@@ -48,10 +48,10 @@ class Folder(NamedTuple):
 def source_of(clients: Clients) -> Sent | Folder:
     """How workers are to get these clients: by folder where they were opened from one, whole, and it is still
     there."""
-    found = {
+    folders = {
         Path(name).parent for name in map(_file_of, jax.tree.leaves(clients.columns)) if name is not None
     }
-    if len(found) == 1 and ((folder := found.pop()) / "clients.json").is_file():
+    if len(folders) == 1 and ((folder := folders.pop()) / "clients.json").is_file():
         fingerprint = clients.fingerprint()
         if Clients.open(folder).fingerprint() == fingerprint:
             return Folder(str(folder.resolve()), fingerprint)

@@ -97,9 +97,9 @@ def run(
     say(f"  folder    {made} until {until}")
     built = build(plan.study, json.loads(plan.arguments))
     if sums := held_back(built.prepare, ()):
-        told = "; ".join(f"{kind} for {steps}" for kind, steps in sums.items())
+        listing = "; ".join(f"{kind} for {steps}" for kind, steps in sums.items())
         say(
-            f"  leaving   once, as the policies let it, sums of columns: {told}{_RANGE if 'range' in sums else ''}"
+            f"  leaving   once, as the policies let it, sums of columns: {listing}{_RANGE if 'range' in sums else ''}"
         )
     began = time.monotonic()
     with Processes(where, lead) as processes:
@@ -128,35 +128,35 @@ def verify(folder: Layout, plan: StudyPlan) -> dict[str, audit.Head]:
         for name in everyone
     }
     keys = {name: [identity.read_public(folder.home(name) / f"{name}.pub")[1]] for name in everyone}
-    found = {}
+    heads = {}
     for name in everyone:
         others = plan.sites if name == COORDINATOR else (COORDINATOR,)
         held = {other: audit.held_by(logs[other], keys[other], name) for other in others}
-        found[name] = audit.verify(logs[name], keys[name], held=held)
-    return found
+        heads[name] = audit.verify(logs[name], keys[name], held=held)
+    return heads
 
 
 def table(result: Result) -> Table:
     """How the model does at every site, on the examples that it trained on there, or that were held out."""
     names = list(result.pooled)
-    found = Table(
+    rendered = Table(
         title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}"
     )
     for name in ("site", "rounds", "examples", *names):
-        found.add_column(name, justify="left" if name == "site" else "right")
+        rendered.add_column(name, justify="left" if name == "site" else "right")
     for site, values in result.sites.items():
         rounds = f"{result.took_part.get(site, result.rounds)} of {result.rounds}"
         shown = ("-" if math.isnan(values[name]) else f"{values[name]:.4f}" for name in names)
-        found.add_row(site, rounds, f"{values['examples']:.0f}", *shown)
+        rendered.add_row(site, rounds, f"{values['examples']:.0f}", *shown)
     total = sum(values["examples"] for values in result.sites.values())
-    found.add_row(
+    rendered.add_row(
         "all together",
         str(result.rounds),
         f"{total:.0f}",
         *(f"{result.pooled[name]:.4f}" for name in names),
         style="bold",
     )
-    return found
+    return rendered
 
 
 class _Watch:
@@ -171,9 +171,9 @@ class _Watch:
         self._every = max(1, plan.rounds // 10)
         self._lost: float | None = None  # when something was
         self._lacked = ""  # by the last round that was shown
-        self._told_where = False
+        self._named_folder = False
         self._log = folder.root / "logs" / f"{LEAD}.log"
-        self._heard = self._log.stat().st_size if self._log.exists() else 0  # bytes of it
+        self._offset = self._log.stat().st_size if self._log.exists() else 0  # bytes of it
 
     def until_done(self) -> dict[str, int]:
         """How often each part was started again."""
@@ -214,25 +214,25 @@ class _Watch:
         else:
             self.processes.site_node(part.name)
 
-    def _hear(self) -> None:
+    def _relay(self) -> None:
         """Says what the coordinator says to people."""
         if not self._log.exists():
             return
         with open(self._log, "rb") as file:
-            file.seek(self._heard)
-            said = file.read()
-        said = said[: said.rfind(b"\n") + 1]  # whole lines
-        self._heard += len(said)
-        for line in said.splitlines():
+            file.seek(self._offset)
+            chunk = file.read()
+        chunk = chunk[: chunk.rfind(b"\n") + 1]  # whole lines
+        self._offset += len(chunk)
+        for line in chunk.splitlines():
             if line.startswith(SAYS.encode()):
                 text = line.decode(errors="replace").removeprefix(SAYS).strip()
                 self.say(f"  note      {text}")
-                if "errors.log" in text and not self._told_where:
+                if "errors.log" in text and not self._named_folder:
                     self.say(f"  note      errors.log of a site is in {self.folder.site('NAME') / 'state'}")
-                    self._told_where = True
+                    self._named_folder = True
 
     def _show(self) -> None:
-        self._hear()
+        self._relay()
         for record in self.folder.rounds()[self._shown :]:
             self._shown = number = record["round"]
             if self._lost is not None:
@@ -241,8 +241,8 @@ class _Watch:
             lacked, before, self._lacked = record.get("lacked", ""), self._lacked, record.get("lacked", "")
             if number % self._every == 0 or number in (1, self.plan.rounds) or lacked != before:
                 loss = f"loss {record['loss']:.4f}, " if "loss" in record else ""
-                who = f"{record['clients']:.0f} {self._clients}{without(lacked.split())}"
-                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{who}")
+                participants = f"{record['clients']:.0f} {self._clients}{without(lacked.split())}"
+                self.say(f"  round     {number} of {self.plan.rounds}: {loss}{participants}")
 
     def _save(self) -> None:
         """Has the coordinator finish its round and save."""
@@ -258,15 +258,15 @@ class _Watch:
 def _result(
     folder: Layout, plan: StudyPlan, heads: dict[str, audit.Head], restarts: dict[str, int]
 ) -> Result:
-    about = json.loads((folder.coordinator / "result.json").read_text())
-    metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in about["sites"].items()}
-    sizes = dict(zip(plan.sites, about["sizes"], strict=True))
+    result = json.loads((folder.coordinator / "result.json").read_text())
+    metrics = {name: dict(zip(plan.sites, values, strict=True)) for name, values in result["sites"].items()}
+    sizes = dict(zip(plan.sites, result["sizes"], strict=True))
     each = {
         site: {"examples": float(sizes[site]), **{name: values[site] for name, values in metrics.items()}}
         for site in plan.sites
     }
     lacked = [name for record in folder.rounds() for name in record.get("lacked", "").split()]
-    took_part = {site: about["rounds"] - lacked.count(site) for site in plan.sites}
+    took_part = {site: result["rounds"] - lacked.count(site) for site in plan.sites}
     return Result(
-        about["rounds"], each, about["pooled"], heads, restarts, about.get("on", "trained on"), took_part
+        result["rounds"], each, result["pooled"], heads, restarts, result.get("on", "trained on"), took_part
     )

@@ -72,18 +72,18 @@ def lead(folder: Layout, address: str | None) -> int:
         return history, None if history.stopped == "interrupted" else federation.evaluate(history.state)
 
     with federation:
-        history, found = _patiently(run, done)
-        if found is None:
+        history, evaluation = _patiently(run, done)
+        if evaluation is None:
             return INTERRUPTED
-        clients = {metric: values.tolist() for metric, values in found.clients.items()}
-        about = {
+        clients = {metric: values.tolist() for metric, values in evaluation.clients.items()}
+        result = {
             "rounds": int(history.state.round),
-            "sizes": found.sizes.tolist(),
-            "on": found.on,
-            "pooled": found.pooled,
+            "sizes": evaluation.sizes.tolist(),
+            "on": evaluation.on,
+            "pooled": evaluation.pooled,
             "sites": clients,
         }
-        write_whole(home / "result.json", json.dumps(about))
+        write_whole(home / "result.json", json.dumps(result))
     return 0
 
 
@@ -93,7 +93,7 @@ def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
 
     Raises what it raised last where no more was `done` for `_PATIENCE_SECONDS`.
     """
-    told, since, before = "", time.monotonic(), done()
+    last_text, since, before = "", time.monotonic(), done()
     _aloud.begin_anew()
     while True:
         try:
@@ -105,9 +105,9 @@ def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
             _aloud.try_again()
             if time.monotonic() - since > _PATIENCE_SECONDS:
                 raise
-            if (text := without_numbers(str(paused))) != told:
+            if (text := without_numbers(str(paused))) != last_text:
                 _say(f"waiting: {paused}")
-            told = text
+            last_text = text
             time.sleep(_AWAY_SECONDS)
 
 

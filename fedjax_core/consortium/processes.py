@@ -126,10 +126,10 @@ class Processes:
             part.close()
         self.parts.clear()
 
-    def _node(self, name: str, whose: str, about: Mapping[str, Any]) -> Process:
+    def _node(self, name: str, whose: str, options: Mapping[str, Any]) -> Process:
         self._starts += 1
-        said = {"name": whose, "temp_dir": str(self._sockets / str(self._starts)), **about}
-        return self._start(name, whose, [_NODE, json.dumps(said)])
+        settings = {"name": whose, "temp_dir": str(self._sockets / str(self._starts)), **options}
+        return self._start(name, whose, [_NODE, json.dumps(settings)])
 
     def _start(self, name: str, whose: str, command: Sequence[str]) -> Process:
         log = self.folder.root / "logs" / f"{name}.log"
@@ -143,10 +143,10 @@ class Processes:
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        with open(log, "a", opener=opener) as said:
+        with open(log, "a", opener=opener) as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", *command], env=environment | self.folder.environment(whose), stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if command[0] == _NODE else said, stderr=said, text=True, start_new_session=True, umask=0o077,
+                stdout=subprocess.PIPE if command[0] == _NODE else output, stderr=output, text=True, start_new_session=True, umask=0o077,
             )  # fmt: skip
         if name in self.parts:
             self.parts[name].close()

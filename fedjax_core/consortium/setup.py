@@ -78,8 +78,8 @@ class StudyPlan:
     def read(cls, path: Path) -> "StudyPlan":
         """The plan in a study.toml; raises, naming the file, where it is none."""
         try:
-            found = tomllib.loads(read_text(path))
-            return cls(**{**found, "sites": tuple(found["sites"])})
+            values = tomllib.loads(read_text(path))
+            return cls(**{**values, "sites": tuple(values["sites"])})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is not a study that `consortium run` wrote: {error}") from None
 
@@ -139,29 +139,29 @@ def prepare(
 ) -> tuple[StudyPlan, bool]:
     """(the plan, whether the folder was made now). A folder that is there keeps what it has; only its rounds
     may become more."""
-    said: dict[str, Any] = {
+    given: dict[str, Any] = {
         "study": study,
         "arguments": None if arguments is None else json.dumps(arguments),
         "rounds": rounds,
         "quorum": quorum,
         "train_seconds": train_seconds,
     }
-    said = {
+    given = {
         name: value
-        for name, value in {**said, "checkpoint_every": checkpoint_every}.items()
+        for name, value in {**given, "checkpoint_every": checkpoint_every}.items()
         if value is not None
     }
     if folder.plan.exists():
         old = StudyPlan.read(folder.plan)
-        odd = [name for name, value in said.items() if name != "rounds" and value != getattr(old, name)]
-        changed = [f"{name} {getattr(old, name)!r}, not {said[name]!r}" for name in odd]
+        odd = [name for name, value in given.items() if name != "rounds" and value != getattr(old, name)]
+        changed = [f"{name} {getattr(old, name)!r}, not {given[name]!r}" for name in odd]
         if sites is not None and sites != len(old.sites):
             changed.insert(0, f"{len(old.sites)} sites, not {sites}")
         if changed:
             raise ValueError(
                 f"{folder.root} was made with {' and '.join(changed)}: choose another folder, or leave that out"
             )
-        plan = StudyPlan(**{**_values(old), **said})
+        plan = StudyPlan(**{**_values(old), **given})
         if plan.rounds < (done := len(folder.rounds())):
             raise ValueError(
                 f"{folder.root} has {done} rounds already, more than {plan.rounds}: ask for as many, or choose another folder"
@@ -177,28 +177,28 @@ def prepare(
         raise ValueError("with sites of your own, say which study they run: --study module:function")
     built = build(study or STUDY, arguments or {})  # raises where it cannot
     made_up = {} if site_files is not None else _made_up(3 if sites is None else sites)
-    found = (
+    site_settings = (
         _own(site_files)
         if site_files is not None
         else {name: {"data": "data", "labels": "y"} for name in made_up}
     )
-    _check_policies(found, built)
-    plan = StudyPlan(sites=tuple(found), **said)
+    _check_policies(site_settings, built)
+    plan = StudyPlan(sites=tuple(site_settings), **given)
     for name, clients in made_up.items():
         clients.save(folder.site(name) / "data")
     _keys_and_certificates(folder, plan.sites)
-    for name, about in found.items():
-        _write_site(folder.site(name), name, about, plan)
+    for name, settings in site_settings.items():
+        _write_site(folder.site(name), name, settings, plan)
     clients, counts = _opened(folder, plan, built)
     if large := doubtful(counts, {}):  # whose owner is that of this roster, too
         agreed = "".join(f"{name} = {counts[name]}\n" for name in large)
         roster = folder.coordinator / "roster.toml"
         write_whole(roster, f"{read_text(roster)}\n[examples]\n{agreed}")
-    for name, about in found.items():
+    for name, settings in site_settings.items():
         expected.Expected.here(built, columns(clients), clients.features).write(
             folder.site(name) / "expected.toml"
         )
-        if "policy" not in about:
+        if "policy" not in settings:
             write_whole(
                 folder.site(name) / "policy.toml",
                 _policy(SiteFile.read(folder.site(name) / "site.toml"), built, clients),
@@ -254,22 +254,25 @@ def _own(site_files: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(
             f"{site_files} has {len(paths)} files *.toml; a consortium needs two sites, each in a file with name and data"
         )
-    found: dict[str, dict[str, Any]] = {}
+    site_settings: dict[str, dict[str, Any]] = {}
     for path in paths:
-        about = SiteFile.read(path)
-        if about.data is None:
+        site_file = SiteFile.read(path)
+        if site_file.data is None:
             raise ValueError(
                 f"{path} names no `data`: a consortium in a box needs it of each site, a folder of Clients.save"
             )
-        data = about.data if isinstance(about.data, str) else str(Path(about.data).absolute())
-        policy = None if about.policy is None else str(about.policy.absolute())
-        kept = {name: getattr(about, name) for name in ("labels", "departments", "person", "held_out")} | {
-            "policy": policy
+        data = site_file.data if isinstance(site_file.data, str) else str(Path(site_file.data).absolute())
+        policy = None if site_file.policy is None else str(site_file.policy.absolute())
+        kept = {
+            name: getattr(site_file, name) for name in ("labels", "departments", "person", "held_out")
+        } | {"policy": policy}
+        if site_file.name in site_settings or site_file.name == COORDINATOR:
+            raise ValueError(f"{path}: the name {site_file.name!r} is taken")
+        site_settings[site_file.name] = {
+            "data": data,
+            **{key: value for key, value in kept.items() if value is not None},
         }
-        if about.name in found or about.name == COORDINATOR:
-            raise ValueError(f"{path}: the name {about.name!r} is taken")
-        found[about.name] = {"data": data, **{key: value for key, value in kept.items() if value is not None}}
-    return found
+    return site_settings
 
 
 def _keys_and_certificates(folder: Layout, sites: Sequence[str]) -> None:
@@ -289,41 +292,41 @@ def _key(folder: Layout, name: str) -> Path:
     return identity.SiteKey.make(check_name(name, "the site")).save(folder.home(name))
 
 
-def _check_policies(found: Mapping[str, Mapping[str, Any]], built: Study) -> None:
+def _check_policies(site_settings: Mapping[str, Mapping[str, Any]], built: Study) -> None:
     """Raises where a policy that a site brings would stop the run before its first round."""
-    for about in found.values():
-        if "policy" in about and (
-            kept := held_back(built.prepare, Policy.read(about["policy"]).leaving.fields)
+    for settings in site_settings.values():
+        if "policy" in settings and (
+            kept := held_back(built.prepare, Policy.read(settings["policy"]).leaving.fields)
         ):
-            said = "; ".join(f"{sums!r}, which {steps} of the study needs" for sums, steps in kept.items())
+            lacking = "; ".join(f"{sums!r}, which {steps} of the study needs" for sums, steps in kept.items())
             raise ValueError(
-                f"{about['policy']} does not let leave {said}: name it in leaving.fields, or do without in the study"
+                f"{settings['policy']} does not let leave {lacking}: name it in leaving.fields, or do without in the study"
             )
 
 
-def _write_site(home: Path, name: str, about: Mapping[str, Any], plan: StudyPlan) -> None:
+def _write_site(home: Path, name: str, settings: Mapping[str, Any], plan: StudyPlan) -> None:
     # here all of one machine; elsewhere each site gets the others' keys by another way
     for file in (
         "coordinator.pub",
         "roster.toml",
     ):
         write_whole(home / file, (home.parents[1] / "coordinator" / file).read_bytes())
-    said = {"name": name, "policy": "policy.toml", **about, "folder": "state", "study": plan.study}
-    said |= {"key": f"{name}.key", "coordinator": "coordinator.pub", "roster": "roster.toml"}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in said.items()]
+    content = {"name": name, "policy": "policy.toml", **settings, "folder": "state", "study": plan.study}
+    content |= {"key": f"{name}.key", "coordinator": "coordinator.pub", "roster": "roster.toml"}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in content.items()]
     lines += [f"resources = {{ {name} = 1.0 }}", "[arguments]"]
     lines += [f"{key} = {json.dumps(value)}" for key, value in json.loads(plan.arguments).items()]
     write_whole(home / "site.toml", "\n".join(lines) + "\n")
 
 
-def _policy(about: SiteFile, built: Study, clients: Clients) -> str:
+def _policy(site_file: SiteFile, built: Study, clients: Clients) -> str:
     """A policy under which the study runs: what every study needs, the task's metrics, and the sums that its
     preprocessing needs."""
-    fields = [*usual_policy(about, built, clients).leaving.fields, *leaving(built.prepare)]
+    fields = [*usual_policy(site_file, built, clients).leaving.fields, *leaving(built.prepare)]
     steps = "".join(f"# {kind}: sums for {needs}\n" for kind, needs in held_back(built.prepare, ()).items())
-    minimum = asdict(minimum_of(about))
+    minimum = asdict(minimum_of(site_file))
     return _POLICY.format(
-        name=about.name, steps=steps, fields=json.dumps(list(dict.fromkeys(fields))),
+        name=site_file.name, steps=steps, fields=json.dumps(list(dict.fromkeys(fields))),
         minimum="\n".join(f"{name} = {value}" for name, value in minimum.items() if value),
     )  # fmt: skip
 

@@ -25,6 +25,6 @@ def words_of(ids: np.ndarray) -> np.ndarray:
 def addresses_of(ids: np.ndarray) -> np.ndarray:
     """[N, 2] uint32, read-only: the (high, low) words of each id."""
     words = words_of(ids)
-    found = np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
-    found.flags.writeable = False
-    return found
+    addresses = np.stack([words >> np.uint64(32), words & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32)
+    addresses.flags.writeable = False
+    return addresses

@@ -200,7 +200,7 @@ class Plan:
     def _ordered(
         self, clients: np.ndarray, starts: np.ndarray, sizes: np.ndarray, steps: np.ndarray, round: int
     ) -> np.ndarray:
-        found = []
+        batches = []
         for client, start, size, count in zip(clients, starts, sizes, steps, strict=True):
             if not count:
                 continue
@@ -213,8 +213,8 @@ class Plan:
                 )
             # padding reads an example of the same batch, where there is one
             own = np.where(empty, 0, local.max(axis=1))[:, None]
-            found.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
-        return np.concatenate(found) if found else np.zeros((0, self.batch_size), np.int32)
+            batches.append(np.where(local >= 0, start + local, ~(start + own)).astype(np.int32))
+        return np.concatenate(batches) if batches else np.zeros((0, self.batch_size), np.int32)
 
     def _order_of(self, round: int, client: int, count: int) -> np.ndarray:
         if callable(self.order):
@@ -237,17 +237,17 @@ class Plan:
 def _amount(name: str, amount: Amount, round: int, clients: np.ndarray) -> np.ndarray:
     """How much each of these clients does in a round, [K] int64; raises where a function of these does not
     say so."""
-    found = np.asarray(amount(round, clients) if callable(amount) else amount)
+    amounts = np.asarray(amount(round, clients) if callable(amount) else amount)
     if (
-        found.shape not in ((), clients.shape)
-        or not np.issubdtype(found.dtype, np.integer)
-        or (found < 1).any()
+        amounts.shape not in ((), clients.shape)
+        or not np.issubdtype(amounts.dtype, np.integer)
+        or (amounts < 1).any()
     ):
         raise ValueError(
-            f"{name}= gave {found.dtype}{list(found.shape)} {found.tolist()} for {len(clients)} clients in round {round}: it needs a whole "
-            "number of at least 1 for each, or one for all. Leave out of the cohort who is to do nothing"
+            f"{name}= gave {amounts.dtype}{list(amounts.shape)} {amounts.tolist()} for {len(clients)} clients in round {round}: it needs "
+            "a whole number of at least 1 for each, or one for all. Leave out of the cohort who is to do nothing"
         )
-    return np.broadcast_to(found, clients.shape).astype(np.int64)
+    return np.broadcast_to(amounts, clients.shape).astype(np.int64)
 
 
 def in_order(clients: np.ndarray, offsets: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

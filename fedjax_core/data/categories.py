@@ -76,8 +76,8 @@ class OrdinalEncode:
                 "column.astype(str)"
             )
         values, counts = np.unique(x if x.dtype.kind == "U" else x.astype(np.int64), return_counts=True)
-        told = counts >= max(min_cell, self.minimum)
-        return _vocabulary(values[told], counts[told])
+        frequent = counts >= max(min_cell, self.minimum)
+        return _vocabulary(values[frequent], counts[frequent])
 
     def merge(self, a: Sums, b: Sums) -> Sums:
         parts = [one for one in (a, b) if len(one["counts"])]
@@ -116,8 +116,8 @@ class OrdinalEncode:
         if not len(values):
             return np.zeros(len(x), np.int32)
         order = np.argsort(values, kind="stable")
-        at = np.minimum(np.searchsorted(values, x, sorter=order), len(values) - 1)
-        return np.where(values[order[at]] == x, order[at], len(values)).astype(np.int32)
+        place = np.minimum(np.searchsorted(values, x, sorter=order), len(values) - 1)
+        return np.where(values[order[place]] == x, order[place], len(values)).astype(np.int32)
 
 
 def _vocabulary(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:

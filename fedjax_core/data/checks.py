@@ -24,13 +24,17 @@ def flat(columns: Columns, whose: str = "") -> tuple[list[np.ndarray], Any, list
     """The columns as read-only arrays (no copies), with their tree structure and their names; `whose` is for
     the message."""
     columns = columns_of(columns)
-    found, structure = jax.tree_util.tree_flatten_with_path(columns)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "columns" for path, _ in found]
-    if not found:
+    leaves, structure = jax.tree_util.tree_flatten_with_path(columns)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") or "columns" for path, _ in leaves]
+    if not leaves:
         raise ValueError(
             f"{whose}there are no columns in {columns!r}; give a pytree of arrays such as {{'x': x, 'y': y}}"
         )
-    return [_array(leaf, name, whose) for name, (_, leaf) in zip(names, found, strict=True)], structure, names
+    return (
+        [_array(leaf, name, whose) for name, (_, leaf) in zip(names, leaves, strict=True)],
+        structure,
+        names,
+    )
 
 
 def _array(leaf: Any, name: str, whose: str) -> np.ndarray:
@@ -72,53 +76,53 @@ def offsets_of(offsets: Any, examples: int) -> np.ndarray:
         raise ValueError(
             f"offsets must be a one-dimensional integer array [N+1], got {given.dtype}{list(given.shape)}"
         )
-    found = given.astype(np.int64)
-    if found[0] != 0:
+    checked = given.astype(np.int64)
+    if checked[0] != 0:
         raise ValueError(
-            f"offsets must start at 0, where client 0 begins, but start at {found[0]}; cut the columns first"
+            f"offsets must start at 0, where client 0 begins, but start at {checked[0]}; cut the columns first"
         )
-    if (falls := np.flatnonzero(np.diff(found) < 0)).size:
+    if (falls := np.flatnonzero(np.diff(checked) < 0)).size:
         i = int(falls[0])
         raise ValueError(
-            f"offsets must not fall, but offsets[{i}] = {found[i]} and offsets[{i + 1}] = {found[i + 1]}, so client {i} would have "
+            f"offsets must not fall, but offsets[{i}] = {checked[i]} and offsets[{i + 1}] = {checked[i + 1]}, so client {i} would have "
             "a negative size. For sizes instead of offsets: np.concatenate([[0], np.cumsum(sizes)])."
         )
-    if found[-1] != examples:
+    if checked[-1] != examples:
         raise ValueError(
-            f"offsets must end at the number of rows, {examples}, but end at {found[-1]}; "
+            f"offsets must end at the number of rows, {examples}, but end at {checked[-1]}; "
             "every row belongs to a client, and the last entry is where the last client ends"
         )
-    found.flags.writeable = False
-    return found
+    checked.flags.writeable = False
+    return checked
 
 
 def ids_of(ids: Any, clients: int) -> np.ndarray:
     """The ids as [N] integers or strings, all different; positions where there are none."""
     if ids is None:
-        found = np.arange(clients)
+        checked = np.arange(clients)
     else:
-        found = (
+        checked = (
             ids.copy()
             if isinstance(ids, np.ndarray) and ids.ndim == 1 and ids.dtype.kind in "iuU"
             else _ids_from(list(ids))
         )
-    if len(found) != clients:
+    if len(checked) != clients:
         raise ValueError(
-            f"there are {len(found)} ids for {clients} clients; give one id each, or none for positions"
+            f"there are {len(checked)} ids for {clients} clients; give one id each, or none for positions"
         )
-    if found.dtype.kind == "i" and found.min(initial=0) < 0:
+    if checked.dtype.kind == "i" and checked.min(initial=0) < 0:
         raise ValueError(
-            f"id {found.min()} is negative; an id is an integer from 0 to 2**64 - 1, or a string"
+            f"id {checked.min()} is negative; an id is an integer from 0 to 2**64 - 1, or a string"
         )
-    ordered = np.sort(found)
+    ordered = np.sort(checked)
     if (again := ordered[1:] == ordered[:-1]).any():
         twice = ordered[np.argmax(again)].item()
-        first, second = np.flatnonzero(found == twice)[:2]
+        first, second = np.flatnonzero(checked == twice)[:2]
         raise ValueError(
             f"id {twice!r} is given to two clients, at positions {first} and {second}; ids address randomness and must differ"
         )
-    found.flags.writeable = False
-    return found
+    checked.flags.writeable = False
+    return checked
 
 
 def _ids_from(values: list[Any]) -> np.ndarray:
@@ -189,13 +193,13 @@ def finite(
             good = usable(chunk, name in missing)
             if not good.all():
                 row = int(np.argwhere(~good)[0][0])
-                said = _said_of(chunk[row][~good[row]].flat[0], name)
+                problem = _explain(chunk[row][~good[row]].flat[0], name)
                 raise ValueError(
-                    f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}."
+                    f"column {name!r} holds {problem[0]} at {where(start + row, offsets, ids)}: {problem[1]}."
                 )
 
 
-def _said_of(value: Any, name: str) -> tuple[str, str]:
+def _explain(value: Any, name: str) -> tuple[str, str]:
     """(what is wrong with a number, what it does and what to do), without a finite number itself, as it is
     somebody's."""
     if not np.isfinite(value):
@@ -237,9 +241,9 @@ def numbers(
             good = fits(chunk) & (usable(chunk) | ~np.isfinite(chunk))
             if not good.all():
                 row = int(np.argwhere(~good)[0][0])
-                said = _said_of(chunk[row][~good[row]].flat[0], name)
+                problem = _explain(chunk[row][~good[row]].flat[0], name)
                 raise ValueError(
-                    f"column {name!r} holds {said[0]} at {where(start + row, offsets, ids)}: {said[1]}."
+                    f"column {name!r} holds {problem[0]} at {where(start + row, offsets, ids)}: {problem[1]}."
                 )
         exact(leaf, name)
 
@@ -328,18 +332,18 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
 def positions(given: Any, clients: int) -> np.ndarray:
     """[n] int64 from 0: positions of so many clients, each from -clients; raises where they are others, or
     none."""
-    found = np.asarray(given)
-    if found.ndim != 1 or (found.size and not np.issubdtype(found.dtype, np.integer)):
+    array = np.asarray(given)
+    if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise TypeError(
-            f"positions must be a one-dimensional integer array, got {found.dtype}{list(found.shape)}; for a mask use np.flatnonzero(mask)"
+            f"positions must be a one-dimensional integer array, got {array.dtype}{list(array.shape)}; for a mask use np.flatnonzero(mask)"
         )
-    if not found.size:
+    if not array.size:
         raise ValueError("select() got no positions, and a population needs at least one client")
-    if (outside := found[(found < -clients) | (found >= clients)]).size:
+    if (outside := array[(array < -clients) | (array >= clients)]).size:
         raise IndexError(
             f"there is no client {outside[0]}: there are {clients}, at positions 0 to {clients - 1}"
         )
-    return found.astype(np.int64) % clients
+    return array.astype(np.int64) % clients
 
 
 def groups(x: np.ndarray, name: str, word: str) -> np.ndarray:

@@ -79,10 +79,10 @@ class power_of_choice:
         drawn = as_cohort(self.candidates(round), self.population).clients
         if not len(drawn):
             return drawn
-        found = score(drawn)
-        if self.metric not in found:
+        scores = score(drawn)
+        if self.metric not in scores:
             raise ValueError(
-                f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(found) or 'none'}"
+                f"power_of_choice goes by metric {self.metric!r}, and clients tell {', '.join(scores) or 'none'}"
             )
-        known = np.where(np.isnan(found[self.metric]), -np.inf, found[self.metric])
+        known = np.where(np.isnan(scores[self.metric]), -np.inf, scores[self.metric])
         return np.sort(drawn[np.lexsort((drawn, -known))[: self.size]])

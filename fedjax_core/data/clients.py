@@ -69,12 +69,12 @@ class Clients:
         """{column, or feature of one: the texts whose codes it holds, for all clients alike}; code -1 is a
         missing value."""
         if not self.examples:
-            who = (
+            owner = (
                 f"client {self.ids[0].item()!r} has"
                 if len(self) == 1
                 else f"there are {len(self)} clients, but"
             )
-            raise ValueError(f"the dataset is empty: {who} not one example; give at least one client data")
+            raise ValueError(f"the dataset is empty: {owner} not one example; give at least one client data")
 
     @classmethod
     def from_list(
@@ -150,8 +150,8 @@ class Clients:
         `table`: the path of a .csv or .parquet file, a mapping {name: column} or a data frame. Text becomes
         codes of categories, one coding for all clients (`categories`); a missing value is NaN, or code -1,
         and is refused where it is used."""
-        found, offsets, ids = tables.by_client(tables.read(table), by)
-        return cls(found.columns, offsets, ids, categories=found.categories)
+        grouped, offsets, ids = tables.by_client(tables.read(table), by)
+        return cls(grouped.columns, offsets, ids, categories=grouped.categories)
 
     @classmethod
     def open(cls, folder: str | Path, *, check: bool = False) -> "Clients":
@@ -281,12 +281,12 @@ class Clients:
         self, fraction: float, seed: int = 0, *, by: str | None = None, stratify: str | None = None
     ) -> np.ndarray:
         """[examples] bool: which of them such a `split` has in its first part."""
-        who, what = (
+        groups, what = (
             None if name is None else self.column_of(name, word)
             for name, word in ((by, "by"), (stratify, "stratify"))
         )
         try:
-            return first_part(self.offsets, self._words, fraction, seed, by=who, stratify=what)
+            return first_part(self.offsets, self._words, fraction, seed, by=groups, stratify=what)
         except Alone as alone:
             raise ValueError(
                 f"class {alone.value} of column {stratify!r} has one example (or person) at {whose(alone.client, self.ids)[:-2]}, "
@@ -299,14 +299,14 @@ class Clients:
 
         A column of the same name and width keeps the names of its features.
         """
-        found = type(self)(columns, self.offsets, self.ids)
+        replaced = type(self)(columns, self.offsets, self.ids)
         same = {
             name: features
             for name, features in self.features.items()
-            if name in found.named_columns and found.named_columns[name].shape[1:] == (len(features),)
+            if name in replaced.named_columns and replaced.named_columns[name].shape[1:] == (len(features),)
         }
         return type(self)(
-            columns, self.offsets, self.ids, features=same | found.features, categories=self.categories
+            columns, self.offsets, self.ids, features=same | replaced.features, categories=self.categories
         )
 
     def with_ids(self, ids: Any) -> "Clients":

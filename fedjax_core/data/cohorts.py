@@ -181,17 +181,19 @@ def optimal_rates(norms: Any, size: float) -> np.ndarray:
     >>> optimal_rates([1.0, 1.0, 2.0, 100.0], 2).tolist()
     [0.25, 0.25, 0.5, 1.0]
     """
-    found = np.asarray(norms, np.float64)
-    if found.ndim != 1 or not (np.isfinite(found) & (found > 0)).all():
+    checked = np.asarray(norms, np.float64)
+    if checked.ndim != 1 or not (np.isfinite(checked) & (checked > 0)).all():
         raise ValueError(f"norms must be a number above 0 for each client, got {norms!r}")
-    if not 0 < size <= len(found):
-        raise ValueError(f"size must be above 0 and at most {len(found)}, the number of clients, got {size}")
-    order, rates = np.argsort(found, kind="stable"), np.ones(len(found))
-    for count in range(len(found), 0, -1):  # so many of the smallest have less than 1
+    if not 0 < size <= len(checked):
+        raise ValueError(
+            f"size must be above 0 and at most {len(checked)}, the number of clients, got {size}"
+        )
+    order, rates = np.argsort(checked, kind="stable"), np.ones(len(checked))
+    for count in range(len(checked), 0, -1):  # so many of the smallest have less than 1
         small = order[:count]
-        share = (size + count - len(found)) / found[small].sum()
-        if share > 0 and share * found[small[-1]] <= 1:
-            rates[small] = share * found[small]
+        share = (size + count - len(checked)) / checked[small].sum()
+        if share > 0 and share * checked[small[-1]] <= 1:
+            rates[small] = share * checked[small]
             break
     return rates
 
@@ -230,11 +232,11 @@ class listed:
                 "a list of cohorts has one for each round, [[0, 1], [2, 3]], and this one has numbers: for the same "
                 "clients in every round give a function, lambda round: [0, 1]"
             )
-        found = tuple(as_cohort(cohort, self.population) for cohort in self.cohorts)
-        told = hashlib.sha256(b"".join(np.stack(cohort).tobytes() + b"|" for cohort in found))
-        object.__setattr__(self, "cohorts", found)
-        object.__setattr__(self, "rounds", len(found))
-        object.__setattr__(self, "digest", told.hexdigest()[:16])
+        checked = tuple(as_cohort(cohort, self.population) for cohort in self.cohorts)
+        digest = hashlib.sha256(b"".join(np.stack(cohort).tobytes() + b"|" for cohort in checked))
+        object.__setattr__(self, "cohorts", checked)
+        object.__setattr__(self, "rounds", len(checked))
+        object.__setattr__(self, "digest", digest.hexdigest()[:16])
 
     @property
     def max_size(self) -> int:

@@ -49,17 +49,17 @@ class Column:
     def _fill(self, start: int, rows: np.ndarray) -> None:
         assert self._file is not None
         whole: Any = rows
-        at, left = self._start + start * self._row, rows.nbytes
-        count = os.preadv(self._file, [whole], at)
+        position, left = self._start + start * self._row, rows.nbytes
+        count = os.preadv(self._file, [whole], position)
         if count == left:
             return
         view = memoryview(whole).cast("B")  # a signal may cut a long read short
         while count < left:
-            view, at, left = view[count:], at + count, left - count
-            count = os.preadv(self._file, [view], at)
+            view, position, left = view[count:], position + count, left - count
+            count = os.preadv(self._file, [view], position)
             if not count:
                 raise OSError(
-                    f"column {jax.tree_util.keystr(self.path)} ends after {at} bytes of its file: was it cut short?"
+                    f"column {jax.tree_util.keystr(self.path)} ends after {position} bytes of its file: was it cut short?"
                 )
 
 
@@ -109,9 +109,9 @@ def forget(columns: Columns) -> None:
     """Gives the pages of memory-mapped columns back: what was read stays in the system's cache, not in this
     process."""
     for x in jax.tree.leaves(columns):
-        found = map_of(x)
-        if found is not None and hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            found.madvise(mmap.MADV_DONTNEED)
+        mapping = map_of(x)
+        if mapping is not None and hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _file_of(x: np.ndarray) -> tuple[int | None, int]:

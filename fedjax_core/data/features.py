@@ -24,7 +24,7 @@ Features = Mapping[str, Sequence[str]]
 def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
     """The names, once they are known to be those of these columns: one for each number of a row, all
     different."""
-    found = {}
+    named = {}
     for column, names in dict(features or {}).items():
         if column not in columns:
             raise ValueError(
@@ -45,8 +45,8 @@ def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple
             raise ValueError(
                 f"the feature {twice[0]!r} of {column!r} is there twice, or is not a name: give each one of its own, in print"
             )
-        found[column] = names
-    return found
+        named[column] = names
+    return named
 
 
 def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = "") -> np.ndarray:
@@ -92,24 +92,24 @@ def arrange(
     In a matrix a category that is missing is NaN: its code, -1, would be taken for a number. Raises, naming
     it, where a feature is missing or there is another one.
     """
-    found, names = dict(columns), {name: tuple(of) for name, of in have.items()}
+    arranged, names = dict(columns), {name: tuple(of) for name, of in have.items()}
     for column, wanted in want.items():
-        if column in found and column not in names:
+        if column in arranged and column not in names:
             raise ValueError(
                 f"column {column!r} has no names of its features, by which it could be put in order: give them, Clients.from_list(..., "
                 f"features={{{column!r}: [...]}})"
             )
-        if column in found:
+        if column in arranged:
             places = order(names[column], wanted, column)
             if (places != np.arange(len(places))).any():
-                found[column] = spill.reordered(found[column], places)
+                arranged[column] = spill.reordered(arranged[column], places)
         else:
-            found[column] = matrix_of(
-                {name: _known(x, name in categories) for name, x in found.items()}, wanted, column
+            arranged[column] = matrix_of(
+                {name: _known(x, name in categories) for name, x in arranged.items()}, wanted, column
             )
-            found = {name: x for name, x in found.items() if name not in set(wanted) - {column}}
+            arranged = {name: x for name, x in arranged.items() if name not in set(wanted) - {column}}
         names[column] = tuple(wanted)
-    return found, {name: of for name, of in names.items() if name in found}
+    return arranged, {name: of for name, of in names.items() if name in arranged}
 
 
 def _known(x: Any, category: bool) -> Any:

@@ -91,9 +91,9 @@ def _filled(data: np.ndarray, missing: np.ndarray, name: str, whose: str) -> np.
             f"{whose}column {name!r} has no value in row {row} (it is masked, or NA), and {data.dtype.name} has nothing that means "
             "missing: leave those rows out, give them a value of their own, or convert to float64, where it is NaN"
         )
-    found = np.array(data)
-    found[missing] = np.nan
-    return found
+    filled = np.array(data)
+    filled[missing] = np.nan
+    return filled
 
 
 def _of_pandas(leaf: Any, name: str, whose: str) -> np.ndarray:

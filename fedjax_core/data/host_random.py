@@ -16,11 +16,11 @@ from fedjax_core.checks import at_least
 COHORT, SPLIT, PARTITION, SYNTHETIC, DELAY, BATCH = range(1, 7)  # what a generator is for
 
 
-def generator(purpose: int, seed: int, who: int = 0) -> np.random.Generator:
+def generator(purpose: int, seed: int, address: int = 0) -> np.random.Generator:
     """The generator for this purpose, seed and address (a round, a client's address): about 10 microseconds
     to make."""
     counter = np.array([0, 0, 0, purpose], np.uint64)
-    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, who], np.uint64)))
+    return np.random.Generator(np.random.Philox(counter=counter, key=np.array([seed, address], np.uint64)))
 
 
 def check_seed(seed: int) -> None:

@@ -22,7 +22,7 @@ def join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tupl
 
     Columns that say the names of their features themselves are put into the order of `features`.
     """
-    found, sizes = [], np.zeros(len(each) + 1, np.int64)
+    joined, sizes = [], np.zeros(len(each) + 1, np.int64)
     first, structure, names = checks.flat(each[0], whose(0, ids))
     for i, columns in enumerate(each):
         leaves, own_structure, own_names = checks.flat(columns, whose(i, ids))
@@ -32,9 +32,9 @@ def join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tupl
                 "all clients need the same columns in the same structure"
             )
         sizes[i + 1] = checks.rows(leaves, names, whose(i, ids))
-        for column, its in features_in(columns).items():
-            at = names.index(column)
-            leaves[at] = leaves[at][:, order(its, features[column], column, whose(i, ids))]
+        for column, own in features_in(columns).items():
+            place = names.index(column)
+            leaves[place] = leaves[place][:, order(own, features[column], column, whose(i, ids))]
         for leaf, other, name in zip(leaves, first, names, strict=True):
             if (leaf.dtype != other.dtype and not (is_text(leaf) and is_text(other))) or leaf.shape[
                 1:
@@ -43,8 +43,8 @@ def join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tupl
                     f"{whose(i, ids)}column {name!r} is {leaf.dtype}{list(leaf.shape)}, "
                     f"but client 0's is {other.dtype}{list(other.shape)}; all clients need one dtype and one shape after the first axis"
                 )
-        found.append(leaves)
-    return structure.unflatten([np.concatenate(column) for column in zip(*found, strict=True)]), np.cumsum(
+        joined.append(leaves)
+    return structure.unflatten([np.concatenate(column) for column in zip(*joined, strict=True)]), np.cumsum(
         sizes
     )
 
@@ -53,7 +53,7 @@ def rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:
     """All clients' row numbers one after another."""
     if not len(parts):
         raise ValueError("the dataset is empty: parts holds no clients; give one index array for each client")
-    found = []
+    rows_each = []
     for i, part in enumerate(parts):
         rows = np.asarray(part)
         if rows.ndim != 1 or (rows.size and not np.issubdtype(rows.dtype, np.integer)):
@@ -65,8 +65,8 @@ def rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:
             raise ValueError(
                 f"part {i} names row {outside[0]}, but the columns have rows 0 to {examples - 1}; were they partitioned together?"
             )
-        found.append(rows.astype(np.int64))
-    return np.concatenate(found)
+        rows_each.append(rows.astype(np.int64))
+    return np.concatenate(rows_each)
 
 
 def whose(i: int, ids: np.ndarray) -> str:

@@ -239,16 +239,16 @@ def _count(n_or_labels: Any) -> int:
 
 def _values(name: str, values: Any) -> np.ndarray:
     """The values as a one-dimensional array of integers, bools or strings."""
-    found = given(values, name) if hasattr(values, "mask") or hasattr(values, "isna") else np.asarray(values)
-    if found.dtype == object:  # a text column of a data frame
-        found = np.array(found.tolist()) if all(isinstance(v, (str, int)) for v in found.flat) else found
-    if found.ndim != 1 or not len(found):
+    array = given(values, name) if hasattr(values, "mask") or hasattr(values, "isna") else np.asarray(values)
+    if array.dtype == object:  # a text column of a data frame
+        array = np.array(array.tolist()) if all(isinstance(v, (str, int)) for v in array.flat) else array
+    if array.ndim != 1 or not len(array):
         raise ValueError(
-            f"{name} must be a one-dimensional array with one entry an example, got shape {list(found.shape)}"
+            f"{name} must be a one-dimensional array with one entry an example, got shape {list(array.shape)}"
         )
-    if found.dtype.kind not in "biuU":
+    if array.dtype.kind not in "biuU":
         raise TypeError(
-            f"{name} must be integers, bools or strings, got {found.dtype} ({found[0]!r}, ...); "
+            f"{name} must be integers, bools or strings, got {array.dtype} ({array[0]!r}, ...); "
             "convert with .astype(np.int64) or .astype(str)"
         )
-    return found
+    return array

@@ -58,19 +58,19 @@ class Fitted:
 
     def __call__(self, columns: Columns, folder: Folder = None) -> Columns:
         """The columns, each step's in its new form."""
-        found = dict(columns)
+        result = dict(columns)
         for step, parameters in zip(self.steps, self.parameters, strict=True):
-            found[step.column] = step.apply(_column(step, columns), parameters, folder)
-        return found
+            result[step.column] = step.apply(_column(step, columns), parameters, folder)
+        return result
 
     def apply(self, clients: Clients, folder: Folder = None) -> Clients:
         """The clients with their columns in the new form; raises where a value is then not finite.
 
         Of large memory-mapped columns the new form goes to a file without a name in the `folder`, or in the
         system's for such."""
-        found = clients.with_columns(self(clients.columns, folder))
-        found.check_finite()
-        return found
+        result = clients.with_columns(self(clients.columns, folder))
+        result.check_finite()
+        return result
 
     @property
     def digest(self) -> str:

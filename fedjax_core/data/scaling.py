@@ -127,11 +127,11 @@ class Rescale:
             count = count + here.sum(axis=0)
             low = np.minimum(low, np.where(here, rows, np.inf).min(axis=0))
             high = np.maximum(high, np.where(here, rows, -np.inf).max(axis=0))
-        told = (count >= min_cell) & (count > 0)
+        enough = (count >= min_cell) & (count > 0)
         return {
-            "count": np.where(told, count, 0),
-            "low": np.where(told, low, 0),
-            "high": np.where(told, high, 0),
+            "count": np.where(enough, count, 0),
+            "low": np.where(enough, low, 0),
+            "high": np.where(enough, high, 0),
         }
 
     def merge(self, a: Sums, b: Sums) -> Sums:
@@ -186,9 +186,9 @@ def _chunks(x: np.ndarray, column: str) -> Iterator[np.ndarray]:
 
 def _rowwise(x: np.ndarray, column: str, one: Any, folder: Folder) -> np.ndarray:
     """`one` of the rows in float64, some at a time, in float32."""
-    found, begin = spill.room(x.shape, np.float32, x, folder), 0
+    scaled, begin = spill.room(x.shape, np.float32, x, folder), 0
     for rows in _chunks(x, column):
-        found[begin : begin + len(rows)] = one(rows)
+        scaled[begin : begin + len(rows)] = one(rows)
         begin += len(rows)
-    spill.settle(found)
-    return found
+    spill.settle(scaled)
+    return scaled

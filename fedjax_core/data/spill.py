@@ -46,31 +46,31 @@ def room(
 
 def taken(x: np.ndarray, rows: np.ndarray, folder: str | Path | None = None) -> np.ndarray:
     """These rows of the column, copied, and where that is large and `x` is memory-mapped to such a file."""
-    found = room((len(rows), *x.shape[1:]), x.dtype, x, folder)
+    copy = room((len(rows), *x.shape[1:]), x.dtype, x, folder)
     step = max(1, _CHUNK_BYTES * len(x) // max(1, x.nbytes))
     for begin in range(0, len(rows), step):
-        found[begin : begin + step] = x[rows[begin : begin + step]]
-    settle(found)
-    return found
+        copy[begin : begin + step] = x[rows[begin : begin + step]]
+    settle(copy)
+    return copy
 
 
 def reordered(x: np.ndarray, places: np.ndarray, folder: str | Path | None = None) -> np.ndarray:
     """The numbers of each row in another order, copied likewise."""
-    found = room(x.shape, x.dtype, x, folder)
+    copy = room(x.shape, x.dtype, x, folder)
     step = max(1, _CHUNK_BYTES * len(x) // max(1, x.nbytes))
     for begin in range(0, len(x), step):
-        found[begin : begin + step] = x[begin : begin + step, places]
-    settle(found)
-    return found
+        copy[begin : begin + step] = x[begin : begin + step, places]
+    settle(copy)
+    return copy
 
 
 def settle(x: np.ndarray) -> None:
     """Has what was written to a file go there, and its pages leave this process."""
-    found = map_of(x)
-    if found is not None:
-        found.flush()
-        if hasattr(found, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            found.madvise(mmap.MADV_DONTNEED)
+    mapping = map_of(x)
+    if mapping is not None:
+        mapping.flush()
+        if hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+            mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def map_of(x: Any) -> mmap.mmap | None:

@@ -58,13 +58,13 @@ def write(
         named = {
             word: {name: list(of) for name, of in these.items()} for word, these in texts.items() if these
         }
-        about = named | {
+        description = named | {
             "fedjax_core clients": _VERSION,
             "structure": structure,
             "dtypes": [leaf.dtype.name for leaf in leaves],
         }
         with open(unfinished / "clients.json", "w", opener=opener) as file:
-            json.dump(about, file, indent=1)
+            json.dump(description, file, indent=1)
             _to_disk(file)
         arrays = {"offsets": offsets, "ids": ids, **{f"column_{i}": leaf for i, leaf in enumerate(leaves)}}
         for name, array in arrays.items():
@@ -87,23 +87,23 @@ def read(
         raise FileNotFoundError(
             f"{folder} holds no clients.json, so it is not data written by Clients.save()"
         )
-    about = json.loads((folder / "clients.json").read_text())
-    if about.get("fedjax_core clients") != _VERSION:
+    description = json.loads((folder / "clients.json").read_text())
+    if description.get("fedjax_core clients") != _VERSION:
         raise ValueError(
-            f"{folder} has format version {about.get('fedjax_core clients')}, this package reads {_VERSION}; save it again"
+            f"{folder} has format version {description.get('fedjax_core clients')}, this package reads {_VERSION}; save it again"
         )
     leaves = []
-    for i, dtype in enumerate(about["dtypes"]):
+    for i, dtype in enumerate(description["dtypes"]):
         leaf = _load(folder / f"column_{i}.npy", mapped=True)
         # a .npy does not know bfloat16
         leaves.append(leaf if leaf.dtype.kind != "V" else leaf.view(np.dtype(dtype)))
     offsets, ids = _load(folder / "offsets.npy"), _load(folder / "ids.npy")
     return (
-        _rebuild(about["structure"], leaves),
+        _rebuild(description["structure"], leaves),
         offsets,
         ids,
-        about.get("features", {}),
-        about.get("categories", {}),
+        description.get("features", {}),
+        description.get("categories", {}),
     )
 
 

@@ -57,7 +57,7 @@ def synthetic(
         sizes = _sizes(sizes, clients)
     # an address that no client has
     shared = _model(host_random.generator(host_random.SYNTHETIC, seed, 2**64 - 1), 0.0, features, classes)
-    found = []
+    columns = []
     for k in range(clients):
         rng = host_random.generator(host_random.SYNTHETIC, seed, k)
         drawn = int(rng.lognormal(4, 2)) + 50
@@ -66,8 +66,8 @@ def synthetic(
         mean = np.zeros(features) if iid else rng.normal(shift, 1, features)
         spread = np.arange(1, features + 1) ** -0.6  # the square root of the variance
         x = mean + spread * rng.standard_normal((drawn if sizes is None else sizes[k], features))
-        found.append({"x": x.astype(np.float32), "y": (x @ weights + bias).argmax(axis=1).astype(np.int32)})
-    return Clients.from_list(found)
+        columns.append({"x": x.astype(np.float32), "y": (x @ weights + bias).argmax(axis=1).astype(np.int32)})
+    return Clients.from_list(columns)
 
 
 def _model(

@@ -46,9 +46,9 @@ def read(table: Any) -> Table:
     columns: dict[str, np.ndarray] = {}
     categories: dict[str, tuple[str, ...]] = {}
     for name, column in named.items():
-        columns[str(name)], found = _column(column, str(name))
-        if found is not None:
-            categories[str(name)] = found
+        columns[str(name)], texts = _column(column, str(name))
+        if texts is not None:
+            categories[str(name)] = texts
     lengths = {name: len(x) for name, x in columns.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"the columns of a table need one length, got {lengths}")
@@ -92,8 +92,8 @@ def raw(path: Path, only: Sequence[str] | None = None) -> dict[str, Any]:
             raise ImportError(
                 "to read Parquet, pyarrow is needed: pip install 'fedjax-core[tables]'"
             ) from None
-        found = parquet.read_table(path, columns=None if only is None else list(only))
-        return {name: found.column(name).to_pylist() for name in found.column_names}
+        content = parquet.read_table(path, columns=None if only is None else list(only))
+        return {name: content.column(name).to_pylist() for name in content.column_names}
     if not kind.endswith((".csv", ".tsv", ".csv.gz", ".tsv.gz")):
         raise ValueError(
             f"{path} is not a table that is read here: give .csv, .tsv (also .gz) or .parquet, or a mapping of columns"
@@ -163,12 +163,12 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
     if any(isinstance(value, bool | np.bool_) for value in values):
         return None
     try:
-        found = np.array([float(value) for value in values], np.float64)
+        array = np.array([float(value) for value in values], np.float64)
     except (TypeError, ValueError):
         return None
-    if len(values) and all(map(_whole, values)) and np.abs(found).max() < 2.0**53:
-        return found.astype(np.int64)
-    return found
+    if len(values) and all(map(_whole, values)) and np.abs(array).max() < 2.0**53:
+        return array.astype(np.int64)
+    return array
 
 
 def _whole(value: Any) -> bool:

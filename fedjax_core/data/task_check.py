@@ -71,8 +71,8 @@ def not_finite(task: Task, params: Params, clients: Clients) -> str | None:
     )
     for start in range(0, clients.examples, _CHUNK):
         rows = np.minimum(np.arange(start, start + _CHUNK), clients.examples - 1)
-        found = np.asarray(loss(params, _examples(clients, rows)).astype(jnp.float32))
-        if (bad := np.flatnonzero(~np.isfinite(found))).size:
+        losses = np.asarray(loss(params, _examples(clients, rows)).astype(jnp.float32))
+        if (bad := np.flatnonzero(~np.isfinite(losses))).size:
             return checks.where(int(rows[bad[0]]), clients.offsets, clients.ids)
     return None
 
@@ -139,8 +139,8 @@ def _check_apart(loss: _Loss, params: Params, columns: Any, together: np.ndarray
 
     def beside(row: int) -> np.ndarray:
         """The losses of the first half, with copies of this row in the place of padding."""
-        at = np.where(mask, np.arange(_ROWS), row)
-        return loss(params, jax.tree.map(lambda x: x[at], columns), mask)[:half]
+        rows = np.where(mask, np.arange(_ROWS), row)
+        return loss(params, jax.tree.map(lambda x: x[rows], columns), mask)[:half]
 
     first, second = beside(0), beside(1)  # of which one column at least has the largest and the smallest
     if not _same(first, second):
@@ -165,7 +165,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 def _telling(clients: Clients) -> np.ndarray:
     """Positions of examples that are most likely to be none for the model: those with the largest and
     smallest labels and codes."""
-    found: list[int] = []
+    likely: list[int] = []
     for column in jax.tree.leaves(clients.columns):
         if is_text(column) or not (column.ndim == 1 or column.dtype.kind in "iu"):
             continue
@@ -174,17 +174,17 @@ def _telling(clients: Clients) -> np.ndarray:
         if not part.size:
             continue
         part = part.reshape(len(part), -1)
-        found += [step * int(part.argmax() // part.shape[1]), step * int(part.argmin() // part.shape[1])]
+        likely += [step * int(part.argmax() // part.shape[1]), step * int(part.argmin() // part.shape[1])]
         if (
             column.dtype.kind == "f"
             and (odd := part[:, 0] != np.round(part[:, 0])).any()
             and odd.mean() < 0.5
         ):
-            found.append(int(np.argmax(odd)))  # among whole numbers, as a label of 1.5 is
+            likely.append(int(np.argmax(odd)))  # among whole numbers, as a label of 1.5 is
     count = clients.examples
-    found = list(dict.fromkeys(found))[:_ROWS]
-    spread = [row for row in np.linspace(0, count - 1, _ROWS).astype(int).tolist() if row not in found]
-    return np.resize(np.array([*found, *dict.fromkeys(spread)][:_ROWS]), _ROWS)
+    likely = list(dict.fromkeys(likely))[:_ROWS]
+    spread = [row for row in np.linspace(0, count - 1, _ROWS).astype(int).tolist() if row not in likely]
+    return np.resize(np.array([*likely, *dict.fromkeys(spread)][:_ROWS]), _ROWS)
 
 
 # numbers from 0 to 1, none like its neighbours

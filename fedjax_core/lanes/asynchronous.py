@@ -132,9 +132,9 @@ class AsynchronousSimulator:
         self.reserve(0)
         parts, metrics = [], dict[str, Any]()
         for began in sorted({a.version for a in arrivals}):
-            who = np.array([a.client for a in arrivals if a.version == began], np.int32)
+            clients = np.array([a.client for a in arrivals if a.version == began], np.int32)
             gathered, new = self._sim.run(
-                begin(self._gathers, state.key, began, load_model(models, began)), who
+                begin(self._gathers, state.key, began, load_model(models, began)), clients
             )
             parts.append((gathered.server, self.buffer.damping(version - began)))
             metrics = add(metrics, new)
@@ -168,11 +168,11 @@ class AsynchronousSimulator:
         """(the updates of this step in the order in which they come, how many were too old, the clock after
         the last of them)."""
         started, last = np.array(clock.flight.started), np.array(clock.flight.last)
-        due, now, mine = np.array(clock.due), int(clock.now), set(chosen.tolist())
+        due, now, cohort = np.array(clock.due), int(clock.now), set(chosen.tolist())
         heap = [(int(due[c]), int(c)) for c in np.flatnonzero(started >= 0)]
 
         def begin(client: int) -> None:
-            if client in mine and last[client] < version:
+            if client in cohort and last[client] < version:
                 started[client] = last[client] = version
                 due[client] = now + self.delays(client, version)
                 heap.append((int(due[client]), client))
@@ -181,19 +181,19 @@ class AsynchronousSimulator:
             if started[client] < 0:
                 begin(client)
         heapq.heapify(heap)
-        found, stale = list[Arrival](), 0
-        while len(found) < self.buffer.size:
+        arrived, stale = list[Arrival](), 0
+        while len(arrived) < self.buffer.size:
             if not heap:
                 raise ValueError(
-                    f"version {version} can get only {len(found)} updates and its buffer needs {self.buffer.size}: each client trains once "
-                    f"from a version, and the cohort has {len(mine)}; use a smaller Buffer(size=) or a larger cohort"
+                    f"version {version} can get only {len(arrived)} updates and its buffer needs {self.buffer.size}: each client trains "
+                    f"once from a version, and the cohort has {len(cohort)}; use a smaller Buffer(size=) or a larger cohort"
                 )
             now, client = max(now, heap[0][0]), heapq.heappop(heap)[1]
             arrival, started[client] = Arrival(client, int(started[client])), -1
             fresh = version - arrival.version <= self.buffer.max_staleness
-            found, stale = found + [arrival] if fresh else found, stale + (not fresh)
-            if len(found) < self.buffer.size:  # else it gets the model that comes of this
+            arrived, stale = arrived + [arrival] if fresh else arrived, stale + (not fresh)
+            if len(arrived) < self.buffer.size:  # else it gets the model that comes of this
                 begin(client)
                 heapq.heapify(heap)
         flight = InFlight(jnp.asarray(started), jnp.asarray(last), clock.flight.models)
-        return found, stale, Clock(flight, jnp.asarray(due), jnp.int32(now))
+        return arrived, stale, Clock(flight, jnp.asarray(due), jnp.int32(now))

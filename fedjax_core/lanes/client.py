@@ -47,10 +47,10 @@ def client_program(
     steps: Array,
     lanes: int,
     among: Among,
-    at: Array,
+    place: Array,
 ) -> ClientProgram:
-    """For clients that take these numbers of steps [K], in so many lanes, and stand `at` [K] these places
-    among the whole cohort."""
+    """The program of clients that take `steps` [K] steps each, in `lanes` lanes, at `place` [K] of the whole
+    cohort."""
     exchange, K = composed.algorithm.exchanges[e], places.position.shape[0]
     client, message, uplink = exchange.client, composed.listen(e, sent), state.uplink[e]
     idle = exchange.work.idle  # then a client's only slot is for its beginning and its end
@@ -60,20 +60,20 @@ def client_program(
     client_keys = jax.vmap(lambda id: keys.client(state.key, state.round, id))(places.address)
 
     def begin(k: Array, kept: Kept) -> Any:
-        return client.begin(told(message, at[k]), kept.own, keys.begin(client_keys[k], e))
+        return client.begin(told(message, place[k]), kept.own, keys.begin(client_keys[k], e))
 
     @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def step(carry: Any, rows: Array, k: Array, t: Array) -> tuple[Any, dict[str, Any]]:
         k = jnp.minimum(k, K - 1)
         examples = jax.tree.map(lambda x: x.at[jnp.where(rows < 0, ~rows, rows)].get(mode="clip"), data)
         batch = Batch(examples, (rows >= 0).astype(jnp.float32))
-        return client_step(told(message, at[k]), carry, batch, keys.step(client_keys[k], e, t))
+        return client_step(told(message, place[k]), carry, batch, keys.step(client_keys[k], e, t))
 
     @partial(jax.jit, inline=True)
     def report(k: Array, carry: Any, kept: Kept) -> Read:
         seen = Seen(places.examples[k], jnp.float32(0) if idle else steps[k].astype(jnp.float32))
-        sender = composed.sender(e, state.key, state.round, among, at[k])
-        encoded = composed.report(e, told(message, at[k]), uplink, kept, carry, seen, sender)
+        sender = composed.sender(e, state.key, state.round, among, place[k])
+        encoded = composed.report(e, told(message, place[k]), uplink, kept, carry, seen, sender)
         update, usable = composed.receive(e, uplink, encoded.wire, encoded.weight)
         usable &= tree.finite((encoded.kept, encoded.stats))
         return Read(update, encoded.weight, encoded.kept, usable, dict(encoded.stats), dict(encoded.metrics))

@@ -108,19 +108,20 @@ class DispatchBuilder:
 
         `positions` says where each client's row of what clients keep is, where that is not the client's own
         position."""
-        who = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
-        at = who if positions is None else positions
+        clients = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
+        row_positions = clients if positions is None else positions
         nowhere = len(self.clients) if positions is None else min(len(self.clients), held * self.cohort_size)
         places = [
-            self._places(w, a, cohort.counts, nowhere) for w, a, cohort in zip(who, at, cohorts, strict=True)
+            self._places(w, a, cohort.counts, nowhere)
+            for w, a, cohort in zip(clients, row_positions, cohorts, strict=True)
         ]
         schedules: dict[Work, Any] = {}
         streamed: dict[Work, Any] = {}
-        load = Load(sum(int((self.clients.sizes[w] > 0).sum()) for w in who), 0, 0, 0)
+        load = Load(sum(int((self.clients.sizes[w] > 0).sum()) for w in clients), 0, 0, 0)
         for kind in self.kinds:
-            layouts = [lay_out(*self._batches(kind, w, first + r), self.lanes) for r, w in enumerate(who)]
+            layouts = [lay_out(*self._batches(kind, w, first + r), self.lanes) for r, w in enumerate(clients)]
             if self.streamed:
-                local = [self._stream(kind, w, layout) for w, layout in zip(who, layouts, strict=True)]
+                local = [self._stream(kind, w, layout) for w, layout in zip(clients, layouts, strict=True)]
                 layouts = [
                     layout._replace(rows=rows) for layout, (rows, _) in zip(layouts, local, strict=True)
                 ]
@@ -128,7 +129,10 @@ class DispatchBuilder:
                     self.room, kind, max(int(owners[1].max(initial=1)) for _, owners in local), "examples"
                 )
                 streamed[kind] = self._read(
-                    [w[:0] for w in who] if kind.idle else who, [owners[0] for _, owners in local], room, held
+                    [w[:0] for w in clients] if kind.idle else clients,
+                    [owners[0] for _, owners in local],
+                    room,
+                    held,
                 )
             capacity = self._grown(
                 self.capacity, kind, max(layout.slots for layout in layouts), "slots of work"
@@ -155,49 +159,51 @@ class DispatchBuilder:
             room[kind] = int(needed * 1.25)
         return room[kind]
 
-    def _batches(self, kind: Work, who: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
+    def _batches(self, kind: Work, clients: np.ndarray, round: int) -> tuple[np.ndarray, np.ndarray]:
         if kind.idle:  # one slot, of padding alone
-            starts, sizes = self.clients.offsets[who], self.clients.sizes[who]
+            starts, sizes = self.clients.offsets[clients], self.clients.sizes[clients]
             padding = np.repeat(~starts[sizes > 0, None], self.plan.batch_size, axis=1)
             return padding.astype(np.int32), (sizes > 0).astype(np.int64)
-        return self.plan.of(kind).batches(who, self.clients.offsets, self.clients.addresses, round)
+        return self.plan.of(kind).batches(clients, self.clients.offsets, self.clients.addresses, round)
 
-    def _places(self, who: np.ndarray, at: np.ndarray, counts: np.ndarray, nowhere: int) -> Places:
-        short = self.cohort_size - len(who)
+    def _places(self, clients: np.ndarray, rows: np.ndarray, counts: np.ndarray, nowhere: int) -> Places:
+        short = self.cohort_size - len(clients)
         return Places(
-            position=np.pad(at, (0, short), constant_values=nowhere).astype(np.int32),
-            address=np.pad(self.clients.addresses[who], ((0, short), (0, 0))),
-            examples=np.pad(self.clients.sizes[who], (0, short)).astype(np.float32),
+            position=np.pad(rows, (0, short), constant_values=nowhere).astype(np.int32),
+            address=np.pad(self.clients.addresses[clients], ((0, short), (0, 0))),
+            examples=np.pad(self.clients.sizes[clients], (0, short)).astype(np.float32),
             times=np.pad(counts, (0, short)).astype(np.float32),
-            client=np.pad(who, (0, short), constant_values=len(self.clients)).astype(np.int32),
+            client=np.pad(clients, (0, short), constant_values=len(self.clients)).astype(np.int32),
         )
 
     def _stream(
-        self, kind: Work, who: np.ndarray, layout: Layout
+        self, kind: Work, clients: np.ndarray, layout: Layout
     ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
         """(the rows counted within the device's own examples, (device and first place there of each client
         [K, 2], examples a device))."""
-        sizes = np.where((layout.steps > 0) & (not kind.idle), self.clients.sizes[who], 0)
+        sizes = np.where((layout.steps > 0) & (not kind.idle), self.clients.sizes[clients], 0)
         device = layout.lane // (self.lanes // self.devices)
-        begin, used = np.zeros(len(who), np.int64), np.zeros(self.devices, np.int64)
+        begin, used = np.zeros(len(clients), np.int64), np.zeros(self.devices, np.int64)
         for d in range(self.devices):
-            mine = device == d
-            begin[mine] = np.cumsum(sizes[mine]) - sizes[mine]
-            used[d] = sizes[mine].sum()
-        shift = np.repeat(begin - self.clients.offsets[who], layout.steps).astype(np.int32)[:, None]
+            on_device = device == d
+            begin[on_device] = np.cumsum(sizes[on_device]) - sizes[on_device]
+            used[d] = sizes[on_device].sum()
+        shift = np.repeat(begin - self.clients.offsets[clients], layout.steps).astype(np.int32)[:, None]
         rows = np.where(layout.rows >= 0, layout.rows + shift, layout.rows - shift)
         return rows, (np.stack([device, begin], axis=1), used)
 
-    def _read(self, who: Sequence[np.ndarray], owners: Sequence[np.ndarray], room: int, held: int) -> Columns:
+    def _read(
+        self, cohorts: Sequence[np.ndarray], owners: Sequence[np.ndarray], room: int, held: int
+    ) -> Columns:
         """The cohorts' examples, leaves [held, devices, room, ...]."""
         offsets = self.clients.offsets
 
         def read(column: Column) -> np.ndarray:
             out = np.zeros((held, self.devices, room, *column.shape[1:]), column.target)
-            for r, (clients, at) in enumerate(zip(who, owners, strict=True)):
+            for r, (clients, owner) in enumerate(zip(cohorts, owners, strict=True)):
                 order = np.argsort(clients)  # from the front of a file to its end
                 starts, ends = offsets[clients[order]].tolist(), offsets[clients[order] + 1].tolist()
-                for (device, begin), start, end in zip(at[order].tolist(), starts, ends, strict=True):
+                for (device, begin), start, end in zip(owner[order].tolist(), starts, ends, strict=True):
                     if end > start:
                         column.read(start, end, out[r, device, begin : begin + end - start])
             return out

@@ -73,17 +73,17 @@ def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params |
 def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:
     """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from
     sites."""
-    found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
+    results: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     check_data(task, clients, _SMALL, params=next(iter(models.values()), None))
     for m, params in enumerate(models.values()):
         sums = _sums(task, params, clients)
         for i, size in enumerate(clients.sizes):
-            found[m, i] = (
+            results[m, i] = (
                 (int(size), {name: total[i] for name, total in sums.items()})
                 if size
                 else "it has no examples"
             )
-    return crossed(list(models), [str(name) for name in clients.ids], found)
+    return crossed(list(models), [str(name) for name in clients.ids], results)
 
 
 def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: ClientState) -> Evaluation:
@@ -102,23 +102,23 @@ def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: C
 
 
 def score_state(
-    algorithm: Algorithm, state: State, clients: Clients, who: Any, kept: ClientState
+    algorithm: Algorithm, state: State, clients: Clients, positions: Any, kept: ClientState
 ) -> dict[str, np.ndarray]:
     """Each metric of the clients at these positions [n], {name: [n]}, under a state's model or each one's
     own; NaN without examples.
 
     The programs are those of an evaluation of all `clients`, however many are asked for.
     """
-    who = as_cohort(who, len(clients)).clients
+    positions = as_cohort(positions, len(clients)).clients
     task, personal = algorithm.task, None
     if algorithm.personal is not None:
         personal = _models(algorithm.personal)(
-            state.server, kept.rows_of(state, np.asarray(who, np.int64)).own
+            state.server, kept.rows_of(state, np.asarray(positions, np.int64)).own
         )
     check_data(task, clients, _SMALL, params=state.params)
-    sums, sizes = _sums(task, state.params, clients, personal, who), clients.sizes[who]
+    sums, sizes = _sums(task, state.params, clients, personal, positions), clients.sizes[positions]
     return {
-        name: np.divide(total, sizes, out=np.full(len(who), np.nan), where=sizes > 0)
+        name: np.divide(total, sizes, out=np.full(len(positions), np.nan), where=sizes > 0)
         for name, total in sums.items()
     }
 
@@ -130,34 +130,34 @@ def predict(task: Task, params: Params, clients: Clients) -> np.ndarray:
         raise ValueError(
             "this task has no predict=: give fc.Task(..., predict=lambda params, batch: outputs)"
         )
-    found: np.ndarray | None = None
+    predictions: np.ndarray | None = None
     for rows, _, batches in _chunks(clients):
         outputs = np.asarray(_outputs(task)(params, batches))
-        if found is None:
-            found = np.zeros((clients.examples, *outputs.shape[2:]), outputs.dtype)
-        found[rows[rows >= 0]] = outputs[rows >= 0]
-    assert found is not None  # Clients refuses to hold no examples
-    return found
+        if predictions is None:
+            predictions = np.zeros((clients.examples, *outputs.shape[2:]), outputs.dtype)
+        predictions[rows[rows >= 0]] = outputs[rows >= 0]
+    assert predictions is not None  # Clients refuses to hold no examples
+    return predictions
 
 
 def _sums(
-    task: Task, params: Params, clients: Clients, personal: Params | None = None, who: Any = None
+    task: Task, params: Params, clients: Clients, personal: Params | None = None, positions: Any = None
 ) -> dict[str, np.ndarray]:
-    """Each metric's sum over the examples of each client, or of those at the positions `who`, {name: [n]
+    """Each metric's sum over the examples of each client, or of those at these `positions`: {name: [n]
     float64}."""
-    count = len(clients) if who is None else len(who)
-    found: dict[str, np.ndarray] = {}
-    for rows, owner, batches in _chunks(clients, who):
-        mine = (
+    count = len(clients) if positions is None else len(positions)
+    totals: dict[str, np.ndarray] = {}
+    for rows, owner, batches in _chunks(clients, positions):
+        model = (
             jax.tree.map(lambda x, owner=owner: jnp.take(x, owner, axis=0), personal)
             if personal is not None
             else params
         )
-        for name, sums in jax.device_get(batch_sums(task, personal is not None)(mine, batches)).items():
-            into = found.setdefault(name, np.zeros(count))
+        for name, sums in jax.device_get(batch_sums(task, personal is not None)(model, batches)).items():
+            into = totals.setdefault(name, np.zeros(count))
             np.add.at(into, owner, np.asarray(sums, np.float64) * (rows >= 0).any(axis=1))
     # where none of them has an example
-    return found or {name: np.zeros(count) for name in _names(task, params, clients)}
+    return totals or {name: np.zeros(count) for name in _names(task, params, clients)}
 
 
 def _names(task: Task, params: Params, clients: Clients) -> list[str]:
@@ -170,20 +170,22 @@ def _names(task: Task, params: Params, clients: Clients) -> list[str]:
     return list(jax.eval_shape(task.evaluation, params, Batch(columns, mask)))
 
 
-def _chunks(clients: Clients, who: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
-    """(rows [G, B], place in `who` of each batch's client [G], the batches with leaves [G, B, ...]), padded
-    to one shape."""
+def _chunks(clients: Clients, positions: Any = None) -> Iterator[tuple[np.ndarray, np.ndarray, Batch]]:
+    """Yields (rows [G, B], the place in `positions` of each batch's client [G], the batches with leaves [G,
+    B, ...]), padded to one shape."""
     sizes = clients.sizes
     size = int(np.clip(2 ** np.ceil(np.log2(max(1.0, np.median(sizes[sizes > 0])))), 8, 512))
-    who = np.arange(len(clients)) if who is None else np.asarray(who, np.int64)
-    rows, steps = in_order(who, clients.offsets, size)
-    places = np.repeat(np.arange(len(who)), steps)
+    positions = np.arange(len(clients)) if positions is None else np.asarray(positions, np.int64)
+    rows, steps = in_order(positions, clients.offsets, size)
+    places = np.repeat(np.arange(len(positions)), steps)
     group = min(max(1, _ROWS // size), int((-(-sizes // size)).sum()))
     for begin in range(0, len(rows), group):
         part, owner = rows[begin : begin + group], places[begin : begin + group]
         short = group - len(part)
         part, owner = np.pad(part, ((0, short), (0, 0)), constant_values=-1), np.pad(owner, (0, short))
-        part[group - short :] = ~clients.offsets[who[owner[0]]]  # padding reads an example that is there
+        part[group - short :] = ~clients.offsets[
+            positions[owner[0]]
+        ]  # padding reads an example that is there
         examples = jax.tree.map(
             jnp.asarray,
             narrow(jax.tree.map(lambda x, part=part: x[np.where(part < 0, ~part, part)], clients.columns)),
@@ -203,10 +205,10 @@ def batch_sums(task: Task, personal: bool = False) -> Any:
     params are [G, ...], too."""
 
     def one(params: Params, batch: Batch) -> dict[str, jax.Array]:
-        found = task.evaluation(params, batch)
-        check_values(found, batch.mask.shape[0])
+        values = task.evaluation(params, batch)
+        check_values(values, batch.mask.shape[0])
         return {
-            name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in found.items()
+            name: jnp.sum(jnp.where(batch.mask > 0, v.astype(jnp.float32), 0)) for name, v in values.items()
         }
 
     return _each(task, one, personal)

@@ -65,17 +65,16 @@ def collect(
     schedule: Schedule,
     here: Array | None,
     among: Among,
-    at: Array | None = None,
+    place: Array | None = None,
     show: tuple[str, ...] = (),
 ) -> Collected:
-    """All the clients of the schedule, to whom this was sent, worked through by this device's lanes. Of the
-    state's server nothing is read.
+    """Runs all clients of the schedule, who got the message `sent`, in this device's lanes. The state's
+    server is not read.
 
-    `here` [K] says who takes part: not who was refused in an exchange before of the same round, of whom
-    nothing counts. None: all do. `among` is the whole cohort, in which these clients stand `at` [K] these
-    places; None: they are all of it. `show` names the pieces of every client's report to give back, as
-    `inspection.PIECES` has them."""
-    context = _context(composed, e, data, sent, state, kept, places, schedule, here, among, at, show)
+    `here` [K] says who takes part: a client refused in an earlier exchange of the round does not count. None:
+    all do. `among` is the whole cohort, and `place` [K] where these clients are in it; None: they are all of
+    it. `show` names the pieces of every client's report to give back (`inspection.PIECES`)."""
+    context = _context(composed, e, data, sent, state, kept, places, schedule, here, among, place, show)
     client, K = context.client, context.cohort
     begun = jnp.minimum(schedule.client[0], K - 1)
     carry = jax.vmap(client.begin)(begun, tree.take(kept, begun))
@@ -121,7 +120,7 @@ class _Context(NamedTuple):
 
 def _context(
     composed: Round, e: int, data: Columns, sent: Any, state: State, kept: Kept, places: Places, schedule: Schedule,
-    here: Array | None, among: Among, at: Array | None, show: tuple[str, ...],
+    here: Array | None, among: Among, place: Array | None, show: tuple[str, ...],
 ) -> _Context:  # fmt: skip
     """The context of `collect`, whose arguments these are."""
     K, (S, L) = places.position.shape[0], schedule.client.shape
@@ -130,7 +129,7 @@ def _context(
     next_end = lax.cummin(
         jnp.where(jnp.any(ends, axis=1), jnp.arange(S, dtype=jnp.int32), S - 1), reverse=True
     )
-    stand = jnp.arange(K, dtype=jnp.int32) if at is None else at
+    stand = jnp.arange(K, dtype=jnp.int32) if place is None else place
     client = client_program(composed, e, data, sent, state, places, steps, L, among, stand)
     return _Context(composed, e, client, K, kept, places, here, ends, next_end, show, one_by_one=False)
 
@@ -199,8 +198,8 @@ def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected
     """What is collected once the lanes that `end` have reported for client k [L]."""
 
     def end_one(lane: Array, so_far: Collected) -> Collected:
-        mine = jax.tree.map(lambda x: x[lane][None], lanes)
-        return _gather(context, ends[lane][None], k[lane][None], mine, so_far)
+        one = jax.tree.map(lambda x: x[lane][None], lanes)
+        return _gather(context, ends[lane][None], k[lane][None], one, so_far)
 
     return (
         _for_each(ends, end_one, collected)
@@ -212,11 +211,11 @@ def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected
 def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
     """What is collected with the reports of these lanes, of those that `end`."""
     composed, places, here, K = context.composed, context.places, context.here, context.cohort
-    at = jnp.minimum(k, K - 1)
-    read = jax.vmap(context.client.report)(at, lanes.carry, tree.take(so_far.kept, at))
-    taking = ends if here is None else ends & here[at]
+    index = jnp.minimum(k, K - 1)
+    read = jax.vmap(context.client.report)(index, lanes.carry, tree.take(so_far.kept, index))
+    taking = ends if here is None else ends & here[index]
     good = taking & read.usable
-    count = jnp.where(good, places.times[at], 0)
+    count = jnp.where(good, places.times[index], 0)
     weights = jnp.where(good, read.weight, 0) * count
     place = jnp.where(good, k, K)
     acc = so_far.acc

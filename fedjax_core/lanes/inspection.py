@@ -54,9 +54,9 @@ def check_pieces(pieces: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in PIECES if name in wanted)
 
 
-def in_order(found: dict[str, Any], cohort: np.ndarray) -> Visits:
+def in_order(pieces: dict[str, Any], cohort: np.ndarray) -> Visits:
     """What was found of K places or more, as rows of the clients of the cohort."""
-    found = jax.device_get(found)
-    sort = np.argsort(found["client"], kind="stable")
-    rows = sort[np.searchsorted(found["client"][sort], cohort)]
-    return Visits(**jax.tree.map(lambda x: x[rows], found))
+    pieces = jax.device_get(pieces)
+    sort = np.argsort(pieces["client"], kind="stable")
+    rows = sort[np.searchsorted(pieces["client"][sort], cohort)]
+    return Visits(**jax.tree.map(lambda x: x[rows], pieces))

@@ -128,9 +128,9 @@ def predict(
 
 def with_program(plan: MemoryPlan, compiled: Any) -> MemoryPlan:
     """The plan with what the compiler says that the program needs beside its arguments."""
-    found = compiled.memory_analysis()
-    extra = found.output_size_in_bytes - found.alias_size_in_bytes
-    return plan._replace(working=int(found.temp_size_in_bytes + max(0, extra)))
+    usage = compiled.memory_analysis()
+    extra = usage.output_size_in_bytes - usage.alias_size_in_bytes
+    return plan._replace(working=int(usage.temp_size_in_bytes + max(0, extra)))
 
 
 def with_reports(plan: MemoryPlan, composed: Round, cohort: int, show: tuple[str, ...]) -> MemoryPlan:

@@ -29,7 +29,7 @@ class Meter:
     def __init__(self, step: Callable[[], tuple[float, float]] = lambda: (math.nan, math.nan)) -> None:
         """`step` gives the operations of a local step, and the seconds at the hardware's peak; only `report`
         asks."""
-        self._step, self._asked = step, (math.nan, math.nan)
+        self._step, self._step_cost = step, (math.nan, math.nan)
         self.programs, self.compile_seconds = 0, 0.0
         self._watcher: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
@@ -58,17 +58,17 @@ class Meter:
         devices that `xla.flops` knows."""
         if self._last is not None:
             self._last.result()
-        if self._steps and math.isnan(self._asked[0]):
-            self._asked = self._step()
+        if self._steps and math.isnan(self._step_cost[0]):
+            self._step_cost = self._step()
         with self._lock:
             seconds = self._busy + self._waited
             rate = (lambda n: n / seconds) if seconds else (lambda n: math.nan)
-            peak = {} if math.isnan(self._asked[1]) else {"MFU": self._asked[1] * rate(self._steps)}
+            peak = {} if math.isnan(self._step_cost[1]) else {"MFU": self._step_cost[1] * rate(self._steps)}
             return {
                 "client updates/s": rate(self._clients),
                 "local steps/s": rate(self._steps),
                 "examples/s": rate(self._examples),
-                "operations/s": self._asked[0] * rate(self._steps),
+                "operations/s": self._step_cost[0] * rate(self._steps),
                 "fill": self._examples / self._room if self._room else math.nan,
                 "waiting for data": self._waited / seconds if seconds else math.nan,
                 "programs": float(self.programs),

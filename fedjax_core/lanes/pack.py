@@ -87,14 +87,18 @@ def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -
         raise ValueError(f"{layout.slots} slots do not fit a capacity of {capacity}")
     owner = np.repeat(np.arange(len(steps)), steps)
     step = np.arange(len(owner)) - np.repeat(np.cumsum(steps) - steps, steps)
-    slot, at = start[owner] + step, lane[owner]
+    slot, lane_of = start[owner] + step, lane[owner]
     schedule = Schedule(
         rows=np.full((capacity, lanes, rows.shape[1]), -1, np.int32),
         client=np.full((capacity, lanes), cohort, np.int32),
         step=np.zeros((capacity, lanes), np.int32),
         slots=np.zeros(lanes, np.int32),
     )
-    schedule.rows[slot, at], schedule.client[slot, at], schedule.step[slot, at] = rows, owner, step
+    schedule.rows[slot, lane_of], schedule.client[slot, lane_of], schedule.step[slot, lane_of] = (
+        rows,
+        owner,
+        step,
+    )
     ends = np.zeros(lanes, np.int64)
     np.maximum.at(ends, lane, start + steps)
     schedule.slots[:] = ends.reshape(devices, -1).max(axis=1).repeat(lanes // devices)

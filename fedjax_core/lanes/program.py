@@ -48,8 +48,8 @@ def run_rounds(
         )
 
     def next_round(r: Array, loop: tuple[State, Any]) -> tuple[State, Any]:
-        state, found = one(r, loop[0])
-        return state, tree.put(loop[1], r, found)
+        state, outputs = one(r, loop[0])
+        return state, tree.put(loop[1], r, outputs)
 
     shapes = jax.eval_shape(one, jnp.int32(0), state)[1]
     none = jax.tree.map(lambda x: jnp.zeros((packed.places.position.shape[0], *x.shape), x.dtype), shapes)
@@ -71,29 +71,29 @@ def run_round(
 
     `data` and `schedules` have an entry a kind of work; `axis` names the mesh axis that lanes lie on.
     """
-    found: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
+    totals: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     visits: list[dict[str, Any]] = []
     here: Array | None = None  # who has not been refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
         sent, state = composed.broadcast(e, state, places.client)
         kept = tree.take(state.clients, places.position)
         among = among_of(places, here)
-        mine = data[exchange.work], sent, state, kept, places, schedules[exchange.work]
-        collected = collect(composed, e, *mine, here, among, show=show)
+        inputs = data[exchange.work], sent, state, kept, places, schedules[exchange.work]
+        collected = collect(composed, e, *inputs, here, among, show=show)
         if axis is not None:
             collected = _merge(composed, collected, axis)
         here = collected.touched
         kept = tree.where(collected.touched, collected.kept, kept)
-        told = tallies.of_exchange(composed, e, state, collected.acc, among.here, collected.touched)
+        tallied = tallies.of_exchange(composed, e, state, collected.acc, among.here, collected.touched)
         state = conclude(composed, e, state, collected, kept, among)
         state = state._replace(clients=tree.put(state.clients, places.position, kept))
-        who = {"client": places.client, "here": here, "times": places.times} if show else {}
-        visits.append({**who, **collected.shown})
-        found = metrics.add(found, {**collected.metrics, **told, "refused": Sum(collected.refused)})
+        identity = {"client": places.client, "here": here, "times": places.times} if show else {}
+        visits.append({**identity, **collected.shown})
+        totals = metrics.add(totals, {**collected.metrics, **tallied, "refused": Sum(collected.refused)})
     assert here is not None  # an algorithm has an exchange
-    found["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
-    found["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
-    return state._replace(round=state.round + 1), (found, visits)
+    totals["clients"] = Sum(jnp.sum(here, dtype=jnp.float32))
+    totals["examples"] = Sum(jnp.sum(jnp.where(here, places.examples, 0)))
+    return state._replace(round=state.round + 1), (totals, visits)
 
 
 def among_of(places: Places, here: Array | None) -> Among:
@@ -110,25 +110,34 @@ def conclude(composed: Round, e: int, state: State, collected: Collected, kept: 
     return composed.conclude(e, state, collected.acc, *came)
 
 
-def _merge(composed: Round, mine: Collected, axis: str) -> Collected:
+def _merge(composed: Round, collected: Collected, axis: str) -> Collected:
     """What all devices collected, the same on each."""
     if composed.aggregator.merge is tree.add:
-        acc = lax.psum(mine.acc, axis)
+        acc = lax.psum(collected.acc, axis)
     else:
-        parts = lax.all_gather(mine.acc, axis)
+        parts = lax.all_gather(collected.acc, axis)
         acc = jax.tree.map(lambda x: x[0], parts)
         for d in range(1, lax.axis_size(axis)):
             acc = composed.aggregator.merge(acc, jax.tree.map(lambda x, d=d: x[d], parts))
     # Each client is on one device: the sum over devices of its row there and zeros elsewhere is that row.
-    numbers = None if mine.each is None else mine.each[:2]
-    rows = tree.where(mine.touched, (mine.kept, numbers), tree.zeros_like((mine.kept, numbers)))
-    rest = lax.psum(
-        (mine.touched.astype(jnp.int32), mine.weight, mine.clients, mine.refused, mine.metrics), axis
+    numbers = None if collected.each is None else collected.each[:2]
+    rows = tree.where(
+        collected.touched, (collected.kept, numbers), tree.zeros_like((collected.kept, numbers))
     )
-    (kept, numbers), shown = jax.tree.map(lambda x: _sum_bits(x, axis), (rows, dict(mine.shown)))
-    each = None if mine.each is None else mine.each._replace(stats=numbers[0], weight=numbers[1])
-    touched, weight, clients, refused, found = rest
-    return Collected(acc, kept, touched > 0, weight, clients, refused, found, each, shown)
+    rest = lax.psum(
+        (
+            collected.touched.astype(jnp.int32),
+            collected.weight,
+            collected.clients,
+            collected.refused,
+            collected.metrics,
+        ),
+        axis,
+    )
+    (kept, numbers), shown = jax.tree.map(lambda x: _sum_bits(x, axis), (rows, dict(collected.shown)))
+    each = None if collected.each is None else collected.each._replace(stats=numbers[0], weight=numbers[1])
+    touched, weight, clients, refused, added = rest
+    return Collected(acc, kept, touched > 0, weight, clients, refused, added, each, shown)
 
 
 def _sum_bits(rows: Array, axis: str) -> Array:

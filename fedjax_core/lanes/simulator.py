@@ -100,7 +100,7 @@ class Simulator:
         self._mesh = None if mesh == "auto" and client_state != "device" else mesh
         if self._mesh != "auto":
             self._placing = Placing(self._mesh)
-        self.meter = Meter(self._asked)
+        self.meter = Meter(self._step_cost)
         """How fast it goes: `meter.report()`."""
         self.traces = 0
         """How many programs were made; more than one for each number of rounds a dispatch means a cohort
@@ -118,9 +118,9 @@ class Simulator:
         self._in_flight: deque[Any] = deque(maxlen=2)
 
     def __repr__(self) -> str:
-        who = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
+        population = f"{len(self.clients):,} clients with {self.clients.examples:,} examples"
         lanes = "auto" if self._lanes is None else self._lanes
-        return f"Simulator({self.round}, {who}, {self.plan_of_batches}, lanes={lanes})"
+        return f"Simulator({self.round}, {population}, {self.plan_of_batches}, lanes={lanes})"
 
     @cached_property
     def _placing(self) -> Placing:
@@ -182,8 +182,8 @@ class Simulator:
         memory.check_fits(
             memory.with_reports(self._planned(room), self.round, room, show), self._kept_on_device(room)
         )
-        state, metrics, found = self._dispatch(state, [checked], 1, False, show)
-        return state, metrics, tuple(in_order(one, checked.clients) for one in found)
+        state, metrics, shown = self._dispatch(state, [checked], 1, False, show)
+        return state, metrics, tuple(in_order(one, checked.clients) for one in shown)
 
     def run_many(
         self, state: State, cohorts: Sequence[Any] | np.ndarray, *, donate: bool = False
@@ -197,11 +197,11 @@ class Simulator:
         if not checked:
             raise ValueError("run_many needs at least one cohort, got none")
         self.reserve(max(len(c.clients) for c in checked), len(checked))
-        group, found = self._rounds_held(len(checked)), []
+        group, groups = self._rounds_held(len(checked)), []
         for begin in range(0, len(checked), group):
             state, metrics, _ = self._dispatch(state, checked[begin : begin + group], group, donate)
-            found.append(jax.tree.map(lambda x: x[None], metrics) if group == 1 else metrics)
-        return state, found[0] if len(found) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *found)
+            groups.append(jax.tree.map(lambda x: x[None], metrics) if group == 1 else metrics)
+        return state, groups[0] if len(groups) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
         """Makes room for cohorts of up to this size, and so many rounds in a dispatch, so that smaller ones
@@ -251,10 +251,10 @@ class Simulator:
         first, packing = self._round_of(state), time.perf_counter()
         for cohort in cohorts:
             check_counts(self.round, np.asarray(cohort.counts))
-        who, positions = self._client_state.union(cohorts)
+        clients, positions = self._client_state.union(cohorts)
         packed, work = self._feed.pack(cohorts, first, held, positions)
         state = self._client_state.bring(
-            state, who, first, min(len(self.clients), held * self._feed.cohort_size)
+            state, clients, first, min(len(self.clients), held * self._feed.cohort_size)
         )
         state, packed = self._placing.place(state, packed)
         if self.streams and len(self._in_flight) == 2:
@@ -269,22 +269,22 @@ class Simulator:
             self.meter.dispatched(work, packing, metrics["clients"].total)
         self._in_flight.append(metrics["clients"].total)
         self._known_round = (state.round, first + len(cohorts))
-        state = self._client_state.keep(state, who, first + len(cohorts))
+        state = self._client_state.keep(state, clients, first + len(cohorts))
         return (
             state,
             metrics if held in (1, len(cohorts)) else jax.tree.map(lambda x: x[: len(cohorts)], metrics),
             shown,
         )
 
-    def _asked(self) -> tuple[float, float]:
+    def _step_cost(self) -> tuple[float, float]:
         """The operations of a local step, and the seconds that it takes at the peak of all devices."""
         one = narrow(jax.tree.map(lambda x: x[:1], self.clients.columns))
         size = self.plan_of_batches.batch_size
-        asked = flops.operations(
+        operations = flops.operations(
             self.round, jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), one)
         )
-        seconds = flops.seconds_at_peak(asked, jax.devices()[0].device_kind)
-        return sum(asked.values()), seconds / (self._placing.devices * self._placing.parts)
+        seconds = flops.seconds_at_peak(operations, jax.devices()[0].device_kind)
+        return sum(operations.values()), seconds / (self._placing.devices * self._placing.parts)
 
     def _store(self, client_state: str | Path) -> Resident | HostRows:
         """Where the clients' rows lie."""
@@ -336,13 +336,13 @@ class Simulator:
     def _program(self, donate: bool, show: tuple[str, ...] = ()) -> Any:
         """The program of several rounds, compiled once for each shape of what it is given."""
         if (donate, show) not in self._programs:
-            asked, rounds = compiler_options(cores=self._placing.on_cores), partial(self._rounds, show=show)
+            options, rounds = compiler_options(cores=self._placing.on_cores), partial(self._rounds, show=show)
             self._programs[donate, show] = compiled(
                 rounds,
                 self.round.algorithm.task.constants,
                 place=None if self._placing.mesh is None else self._placing.constants,
                 donate_argnums=(2,) if donate else (),
-                compiler_options=asked,
+                compiler_options=options,
             )
         return self._programs[donate, show]
 
@@ -352,10 +352,10 @@ class Simulator:
         """Several rounds, one after another, on every device of the mesh."""
         self.traces += 1
         rounds = partial(program.run_rounds, self._runs, axis=self._placing.axis, show=show)
-        state, found = self._placing.spread(rounds, packed)(data, count, state, packed)
+        state, metrics = self._placing.spread(rounds, packed)(data, count, state, packed)
         # indexing here, and not after the call, which it would wait for
         alone = packed.places.position.shape[0] == 1
-        return state, jax.tree.map(lambda x: x[0], found) if alone else found
+        return state, jax.tree.map(lambda x: x[0], metrics) if alone else metrics
 
     def _kept_on_device(self, cohort_size: int) -> int:
         """How many clients' rows are on the device."""

@@ -203,15 +203,15 @@ _READ = (
 
 def _check_points(points: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
     """{name: [J]}; raises unless all are as many numbers, and at least one."""
-    found = {name: np.asarray(list(values)) for name, values in points.items()}
-    shapes = {name: values.shape for name, values in found.items()}
+    arrays = {name: np.asarray(list(values)) for name, values in points.items()}
+    shapes = {name: values.shape for name, values in arrays.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 or not shape[0] for shape in shapes.values()):
         raise ValueError(
             f"points must name equally many numbers each, at least one, got shapes {shapes}: fc.grid(lr=[...]) combines them"
         )
-    for name, values in found.items():
+    for name, values in arrays.items():
         if not np.issubdtype(values.dtype, np.number) or np.iscomplexobj(values):
             raise TypeError(
                 f"only numbers can be swept, but {name!r} has {values.tolist()}: make a sweep for each of them"
             )
-    return found
+    return arrays

@@ -109,27 +109,27 @@ def climb(
     """Seconds a step for the numbers of lanes tried: `begin`, then double and half, and on where it gets
     better."""
     start, cost = time.perf_counter(), 0.0
-    found: dict[int, float] = {}
+    seconds: dict[int, float] = {}
 
     def tried(lanes: int) -> bool:
         nonlocal cost
         if (
-            lanes in found
+            lanes in seconds
             or not 1 <= lanes <= most
-            or (found and time.perf_counter() - start + cost > budget)
+            or (seconds and time.perf_counter() - start + cost > budget)
         ):
             return False
         begun = time.perf_counter()
-        found[lanes] = measure(lanes)
+        seconds[lanes] = measure(lanes)
         cost = time.perf_counter() - begun
         return True
 
     tried(max(1, min(begin, most)))
     while True:
-        lanes = min(found, key=found.__getitem__)
+        lanes = min(seconds, key=seconds.__getitem__)
         fresh = [n for n in (2 * lanes, max(1, lanes // 2)) if tried(n)]
         if not fresh:
-            return found
+            return seconds
 
 
 def best(seconds: dict[int, float]) -> int:
@@ -173,9 +173,9 @@ def _time(
     def exchange(state: State, times: Any, examples: Columns, schedule: Schedule) -> Any:
         def again(i: Any, state: State) -> State:
             sent, state = composed.broadcast(e, state, jnp.asarray(places.client))
-            kept, at = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
-            among = program.among_of(at, None)
-            collected = collect(composed, e, examples, sent, state, kept, at, schedule, None, among)
+            kept, here = tree.take(state.clients, places.position), jax.tree.map(jnp.asarray, places)
+            among = program.among_of(here, None)
+            collected = collect(composed, e, examples, sent, state, kept, here, schedule, None, among)
             return program.conclude(composed, e, state, collected, kept, among)
 
         return jax.lax.fori_loop(0, times, again, state)
@@ -208,16 +208,16 @@ def _fingerprint(composed: Round, examples: Columns) -> str:
     def client(key: Any, batch: Any) -> Any:
         state = composed.init(key, 1)
         kept = jax.tree.map(lambda x: x[0], state.clients)
-        found = []
+        results = []
         for e, exchange in enumerate(composed.algorithm.exchanges):
             message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
-            found.append(
+            results.append(
                 exchange.client.step(
                     message, carry, Batch(batch, jnp.ones(jax.tree.leaves(batch)[0].shape[0])), key
                 )
             )
-        return found
+        return results
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
     traced = str(jax.make_jaxpr(client)(keys.shape(), shapes))

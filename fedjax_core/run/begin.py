@@ -38,7 +38,7 @@ def opened(
         )
 
 
-def about_run(
+def run_metadata(
     sim: Simulation, sampler: Any, judge: Monitor, key: Key, params: Params | None, given: Saved | None, *,
     rounds_per_dispatch: int, saves: bool,
 ) -> dict[str, Any]:  # fmt: skip
@@ -72,14 +72,14 @@ def begin(
     first, then what was given."""
     checkpoints, saved = run.checkpoints, newest
     if checkpoints is not None:
-        saved, changed = resumable(checkpoints, newest, run.about, rounds=rounds, override=override)
+        saved, changed = resumable(checkpoints, newest, run.metadata, rounds=rounds, override=override)
         if saved is not None:
             _note(run.sim, checkpoints, saved, changed)
     state = run.sim.init(key, params)
     if checkpoints is not None and saved is not None:
         state = saved.place(state)
         run.resume(saved)
-        run.needs = {round: about.get("needs") for round, about in checkpoints.abouts().items()}
+        run.needs = {round: metadata.get("needs") for round, metadata in checkpoints.metadata().items()}
     elif given is not None:
         state = given.place(state, "the given state", "bring its parts together by state._replace(...)")
     return state

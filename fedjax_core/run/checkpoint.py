@@ -105,23 +105,23 @@ class Checkpoints:
         """The rounds that have a checkpoint, oldest first."""
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
 
-    def abouts(self) -> dict[int, dict[str, Any]]:
+    def metadata(self) -> dict[int, dict[str, Any]]:
         """{round: what is known of it} of each checkpoint that tells; a damaged one does not."""
-        found = {}
+        metadata = {}
         for round in self.rounds():
             with contextlib.suppress(Damaged):
-                found[round] = _read_about(self._home(round), self._key)["about"]
-        return found
+                metadata[round] = _read_metadata(self._home(round), self._key)["about"]
+        return metadata
 
-    def save(self, round: int, state: Any, about: dict[str, Any]) -> None:
+    def save(self, round: int, state: Any, metadata: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background; raises where the save before this one
         failed.
 
-        `about["best"]`, where there is one, is the round of the checkpoint to keep as the best.
+        `metadata["best"]`, where there is one, is the round of the checkpoint to keep as the best.
         """
         self.wait()
         leaves, arrays = taken(state)
-        self._pending = round, self._writer.submit(self._write, round, leaves, arrays, about)
+        self._pending = round, self._writer.submit(self._write, round, leaves, arrays, metadata)
 
     def wait(self) -> None:
         """Returns when nothing is being written; raises `CheckpointError` where that failed."""
@@ -175,15 +175,17 @@ class Checkpoints:
     def _home(self, round: int) -> Path:
         return self.folder / f"{round:08d}"
 
-    def _write(self, round: int, leaves: list[Leaf], arrays: list[np.ndarray], about: dict[str, Any]) -> None:
+    def _write(
+        self, round: int, leaves: list[Leaf], arrays: list[np.ndarray], metadata: dict[str, Any]
+    ) -> None:
         writing, home = self.folder / f"{_WRITING}{round:08d}", self._home(round)
         try:
             if self._key is None:
-                self._write_plain(writing, round, leaves, arrays, about)
+                self._write_plain(writing, round, leaves, arrays, metadata)
             else:
                 writing.mkdir()
                 encrypted_checkpoint.write(
-                    writing, self._key, {"round": round, "about": about, "leaves": leaves}, arrays
+                    writing, self._key, {"round": round, "about": metadata, "leaves": leaves}, arrays
                 )
             if self._private:
                 # which only now has all that Orbax made; the folder around it was closed before
@@ -192,11 +194,16 @@ class Checkpoints:
         except BaseException:
             shutil.rmtree(writing, ignore_errors=True)
             raise
-        self._point_to_best(about.get("best"))
+        self._point_to_best(metadata.get("best"))
         self._prune()
 
     def _write_plain(
-        self, writing: Path, round: int, leaves: list[Leaf], arrays: list[np.ndarray], about: dict[str, Any]
+        self,
+        writing: Path,
+        round: int,
+        leaves: list[Leaf],
+        arrays: list[np.ndarray],
+        metadata: dict[str, Any],
     ) -> None:
         import orbax.checkpoint as ocp
 
@@ -212,7 +219,7 @@ class Checkpoints:
             for path in sorted(writing.rglob("*"))
             if path.is_file()
         }
-        body = {"round": round, "about": about, "leaves": leaves, "files": files}
+        body = {"round": round, "about": metadata, "leaves": leaves, "files": files}
         write_whole(
             writing / _ABOUT, json.dumps({"digest": _body_digest(body), "body": body}), private=self._private
         )
@@ -228,7 +235,7 @@ class Checkpoints:
         kept = set(rounds[-self.keep :])
         for round in rounds[-self.keep :]:  # whichever of these a run goes on from, its best is there
             try:
-                kept.add(_read_about(self._home(round), self._key)["about"].get("best"))
+                kept.add(_read_metadata(self._home(round), self._key)["about"].get("best"))
             except Damaged:
                 continue
         for round in rounds:
@@ -280,7 +287,7 @@ def _read(path: Path, key: bytes | None) -> Saved:
         raise CheckpointError(
             f"the checkpoint in {path} is encrypted: give encrypt= the key that it was written with"
         )
-    body = _read_about(path, None)
+    body = _read_metadata(path, None)
     # before Orbax reads any: its errors leave callbacks behind, and some damage is none to it
     for name, expected in body["files"].items():
         if not (path / name).is_file():
@@ -299,11 +306,11 @@ def _read(path: Path, key: bytes | None) -> Saved:
     }
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as orbax:
-            found = orbax.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=full))
+            restored = orbax.restore(path / _STATE, args=ocp.args.PyTreeRestore(restore_args=full))
     except Exception as error:  # tensorstore's errors are of many types
         raise Damaged(f"Orbax cannot read it: {error}") from error
     arrays = [
-        np.asarray(found[f"{i:05d}"]) if 0 not in leaf.shape else np.zeros(leaf.shape, leaf.dtype)
+        np.asarray(restored[f"{i:05d}"]) if 0 not in leaf.shape else np.zeros(leaf.shape, leaf.dtype)
         for i, leaf in enumerate(leaves)
     ]
     for leaf, array in zip(leaves, arrays, strict=True):
@@ -320,13 +327,13 @@ def _refuse_plain(path: Path) -> None:
         )
 
 
-def _read_about(path: Path, key: bytes | None) -> dict[str, Any]:
+def _read_metadata(path: Path, key: bytes | None) -> dict[str, Any]:
     if key is not None:
-        return encrypted_checkpoint.read_about(path, key)
+        return encrypted_checkpoint.read_metadata(path, key)
     try:
-        found: dict[str, Any] = json.loads((path / _ABOUT).read_bytes())
-        body: dict[str, Any] = found["body"]
-        known = found["digest"]
+        content: dict[str, Any] = json.loads((path / _ABOUT).read_bytes())
+        body: dict[str, Any] = content["body"]
+        known = content["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Damaged(f"{_ABOUT} cannot be read: {type(error).__name__}: {error}") from error
     if _body_digest(body) != known:

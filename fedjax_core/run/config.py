@@ -43,18 +43,18 @@ def without_code(described: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 def versions() -> dict[str, Scalar]:
     """What the last bits of a result depend on besides the configuration."""
-    found: dict[str, Scalar] = {"python": platform.python_version(), "machine": platform.machine()}
+    versions_of: dict[str, Scalar] = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("jax", "jaxlib", "numpy", "optax", "flax", "fedjax-core"):
         try:
-            found[package] = importlib.metadata.version(package)
+            versions_of[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:  # run from a checkout
-            found[package] = None
+            versions_of[package] = None
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
-    found["fedjax-core source"] = source.hexdigest()[:16]
+    versions_of["fedjax-core source"] = source.hexdigest()[:16]
     device = jax.devices()[0]
-    return {**found, "devices": f"{jax.device_count()} x {device.platform} {device.device_kind}"}
+    return {**versions_of, "devices": f"{jax.device_count()} x {device.platform} {device.device_kind}"}
 
 
 def _same(a: Scalar, b: Scalar) -> bool:

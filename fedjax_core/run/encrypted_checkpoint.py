@@ -50,7 +50,7 @@ def read(path: Path, key: bytes) -> Saved:
     return Saved(body["round"], body["about"], leaves, arrays)
 
 
-def read_about(path: Path, key: bytes) -> dict[str, Any]:
+def read_metadata(path: Path, key: bytes) -> dict[str, Any]:
     """The description alone, from the beginning of the file; raises `Damaged`."""
     try:
         with open(path / FILE, "rb") as file:

@@ -142,9 +142,9 @@ class Decryptor:
 
     def read(self, size: int) -> bytes:
         """The next `size` bytes."""
-        found = bytearray(size)
-        self.read_into(memoryview(found))
-        return bytes(found)
+        content = bytearray(size)
+        self.read_into(memoryview(content))
+        return bytes(content)
 
     def read_into(self, room: memoryview) -> None:
         """Fills these bytes with the next ones."""
@@ -177,8 +177,8 @@ class Decryptor:
 
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
     """(the cipher of one file, the name that its key goes by there)."""
-    found = HKDF(SHA256(), 32 + _NAME, salt, b"fedjax_core sealed 1").derive(key)
-    return AESGCM(found[:32]), found[32:]
+    derived = HKDF(SHA256(), 32 + _NAME, salt, b"fedjax_core sealed 1").derive(key)
+    return AESGCM(derived[:32]), derived[32:]
 
 
 def _nonce(number: int, last: bool) -> bytes:

@@ -37,7 +37,7 @@ from fedjax_core.checks import at_least
 from fedjax_core.data.choice import Chooser
 from fedjax_core.data.cohort import Sampler
 from fedjax_core.run.arguments import check_each_round, check_one_process, given_state, sampler_of
-from fedjax_core.run.begin import about_run, begin, checkpoint_key, opened
+from fedjax_core.run.begin import begin, checkpoint_key, opened, run_metadata
 from fedjax_core.run.checkpoint import best, read
 from fedjax_core.run.history import History
 from fedjax_core.run.log import Log
@@ -135,7 +135,7 @@ def fit(
         # bits.
         tuning_cache.adopt({} if newest is None else newest.about.get("measured", {}))
         warn_of_other_seeds(sim, sampler, key, params)
-        about = about_run(
+        metadata = run_metadata(
             sim,
             sampler,
             judge,
@@ -150,7 +150,7 @@ def fit(
             sampler,
             judge,
             checkpoints,
-            about,
+            metadata,
             interruption,
             each_round,
             began=0 if given is None else given.round,

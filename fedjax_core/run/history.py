@@ -55,12 +55,12 @@ class History(NamedTuple):
         `by` names a metric of rounds whose sum so far is the axis in their place: "ticks" of an asynchronous
         run, which are seconds where its delays are; "bits_up"; "examples".
         """
-        found = [
+        points = [
             (record["round"], record[metric])
             for record in self.records
             if record["kind"] == kind and metric in record
         ]
-        if not found:
+        if not points:
             there = {name for record in self.records if record["kind"] == kind for name in record} - {
                 "round",
                 "kind",
@@ -68,13 +68,13 @@ class History(NamedTuple):
             }
             way_out = f"there are {', '.join(sorted(there))}" if there else "fit(evaluate_every=) makes them"
             raise KeyError(f"no {kind!r} record has {metric!r}: {way_out}")
-        rounds, values = zip(*found, strict=True)
+        rounds, values = zip(*points, strict=True)
         return (np.array(rounds) if by == "round" else self._so_far(by, np.array(rounds))), np.array(
             values, np.float64
         )
 
     def _so_far(self, metric: str, rounds: np.ndarray) -> np.ndarray:
         """The sum of a metric of rounds up to each of these."""
-        at, values = self.curve(metric, "train")
+        recorded, values = self.curve(metric, "train")
         sums = np.concatenate([[0.0], np.cumsum(values)])
-        return sums[np.searchsorted(at, rounds, side="right")]
+        return sums[np.searchsorted(recorded, rounds, side="right")]

@@ -216,8 +216,10 @@ def how_far(values: dict[str, float]) -> str:
     >>> how_far({"epsilon": 1.23456}), how_far({"loss": 0.5})
     ('epsilon 1.235', 'loss 0.5')
     """
-    said = [f"loss {values.get('loss', math.nan):.4g}"] if "loss" in values or "epsilon" not in values else []
-    return ", ".join(said + ([f"epsilon {values['epsilon']:.4g}"] if "epsilon" in values else []))
+    parts = (
+        [f"loss {values.get('loss', math.nan):.4g}"] if "loss" in values or "epsilon" not in values else []
+    )
+    return ", ".join(parts + ([f"epsilon {values['epsilon']:.4g}"] if "epsilon" in values else []))
 
 
 def without(lacked: Sequence[str]) -> str:

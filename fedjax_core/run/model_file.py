@@ -41,16 +41,16 @@ def save_model(
     `about` are words to go with it, such as {"task": "sepsis"}. None in the place of a leaf, as where others
     are trained, is left out. Raises ValueError where two leaves would have one name.
     """
-    found: dict[str, np.ndarray] = {}
+    tensors: dict[str, np.ndarray] = {}
     for name, x in _named(params):
-        if name in found:
+        if name in tensors:
             raise ValueError(
                 f"two leaves of the model would be {name!r} in the file: rename a key that has a dot in it"
             )
-        found[name] = np.ascontiguousarray(x).reshape(x.shape)  # which makes a scalar one of shape [1]
+        tensors[name] = np.ascontiguousarray(x).reshape(x.shape)  # which makes a scalar one of shape [1]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, safetensors.numpy.save(found, dict(about or {})), private=False)
+    write_whole(path, safetensors.numpy.save(tensors, dict(about or {})), private=False)
     return path
 
 

@@ -39,7 +39,7 @@ class Monitor:
     metric: str = "loss"
     mode: str = "min"
     patience: int | None = None  # evaluations without a better one that end the run
-    said: set[Any] = field(default_factory=set, compare=False, repr=False)  # whom evaluations were without
+    warned: set[Any] = field(default_factory=set, compare=False, repr=False)  # whom evaluations were without
 
     def __post_init__(self) -> None:
         at_least(0, evaluate_every=self.every)
@@ -79,33 +79,33 @@ class Monitor:
 
     def __call__(self, sim: Any, state: Any) -> dict[str, float]:
         """Every metric of the state; raises where the one that decides is not among them."""
-        found = (
+        metrics = (
             self.evaluate(sim, state)
             if callable(self.evaluate)
             else self._pooled(sim.evaluate(state, self.evaluate))
         )
-        if wrong := sorted({"round", "kind"} & set(map(str, found))):
+        if wrong := sorted({"round", "kind"} & set(map(str, metrics))):
             raise ValueError(
                 f"evaluate= gives a metric called {wrong[0]!r}, which every record has for its own: rename it"
             )
-        if self.metric not in found:
+        if self.metric not in metrics:
             raise ValueError(
-                f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(found)}"
+                f"best={self.metric!r} is not among the metrics of the evaluation: choose one of {list(metrics)}"
             )
-        return {str(name): float(value) for name, value in found.items()}
+        return {str(name): float(value) for name, value in metrics.items()}
 
-    def _pooled(self, found: Any) -> Mapping[str, float]:
+    def _pooled(self, evaluation: Any) -> Mapping[str, float]:
         """The evaluation's metrics. Says once whom the one that decides is without; raises where one client
         alone of several tells it."""
-        without = dict(getattr(found, "without", {}).get(self.metric, {}))
+        without = dict(getattr(evaluation, "without", {}).get(self.metric, {}))
         silent = [name for name, why in without.items() if why == NOT_TOLD]
-        if silent and np.count_nonzero(found.sizes) - len(silent) < 2:
+        if silent and np.count_nonzero(evaluation.sizes) - len(silent) < 2:
             raise ValueError(
                 f"best={self.metric!r} would go by what one site alone tells, without {', '.join(silent)[:500]}: let their staff name it "
-                f"in leaving.fields of their policies, or choose another of {list(found.pooled)}"
+                f"in leaving.fields of their policies, or choose another of {list(evaluation.pooled)}"
             )
-        if without and (said := frozenset(without.items())) not in self.said:
-            self.said.add(said)
+        if without and (reasons := frozenset(without.items())) not in self.warned:
+            self.warned.add(reasons)
             names = "; ".join(f"{name}: {why}" for name, why in without.items())
             log.warning(
                 "the best model is chosen by the %r of the others, without %d of all. %s",
@@ -113,7 +113,7 @@ class Monitor:
                 len(without),
                 names[:1500],
             )
-        pooled: Mapping[str, float] = found.pooled
+        pooled: Mapping[str, float] = evaluation.pooled
         return pooled
 
     def better(self, value: float, than: Best | None) -> bool:

@@ -16,18 +16,18 @@ log = logging.getLogger("fedjax_core")
 
 
 def resumable(
-    checkpoints: Checkpoints, saved: Saved | None, about: dict[str, Any], *, rounds: int, override: bool
+    checkpoints: Checkpoints, saved: Saved | None, metadata: dict[str, Any], *, rounds: int, override: bool
 ) -> tuple[Saved | None, list[str]]:
     """(`saved`, the newest checkpoint, to go on from, None for a fresh start; in words, what it was made with
     and is otherwise now).
 
-    `about` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a
+    `metadata` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a
     checkpoint of this run, but for what `override` lets be otherwise.
     """
     if saved is None:
         _check_unused(checkpoints)
         return None, []
-    changed = _compare(checkpoints, saved, about, override)
+    changed = _compare(checkpoints, saved, metadata, override)
     if saved.round > rounds:
         raise ValueError(
             f"run_dir {str(checkpoints.run_dir)!r} has {saved.round} rounds done already, but rounds={rounds}. "
@@ -46,14 +46,14 @@ def _check_unused(checkpoints: Checkpoints) -> None:
         )
 
 
-def _compare(checkpoints: Checkpoints, saved: Saved, about: dict[str, Any], override: bool) -> list[str]:
-    then, now = saved.about["config"], about["config"]
-    versions = config.difference(saved.about["versions"], about["versions"])
+def _compare(checkpoints: Checkpoints, saved: Saved, metadata: dict[str, Any], override: bool) -> list[str]:
+    then, now = saved.about["config"], metadata["config"]
+    versions = config.difference(saved.about["versions"], metadata["versions"])
     if versions:
         log.warning(
             "the run so far was made with other versions, so last bits may differ: %s", "; ".join(versions)
         )
-    if _minor(saved.about["versions"]) != _minor(about["versions"]):
+    if _minor(saved.about["versions"]) != _minor(metadata["versions"]):
         then, now = config.without_code(then), config.without_code(now)
     changed = config.difference(then, now)
     if not changed:

@@ -41,13 +41,13 @@ class Rounds:
         cohorts: Callable[[int], Any],
         judge: Monitor,
         checkpoints: Checkpoints | None,
-        about: dict[str, Any],
+        metadata: dict[str, Any],
         interruption: Interruption,
         each_round: EachRound | None = None,
         began: int = 0,
     ) -> None:
         self.sim, self.cohorts, self.judge, self.checkpoints = sim, cohorts, judge, checkpoints
-        self.about, self.interruption, self.each_round = about, interruption, each_round
+        self.metadata, self.interruption, self.each_round = metadata, interruption, each_round
         self.spending = Spending(sim)
         self.done = self.began = began  # the rounds that the first state of the run had behind it
         self.ended = False  # by `each_round`
@@ -89,7 +89,7 @@ class Rounds:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
         stopped: Stopped = "finished"
-        asked, rounds = rounds, self.spending.until(rounds)
+        wanted, rounds = rounds, self.spending.until(rounds)
         unread: tuple[int, Any] | None = None
         while self.done < rounds:
             if self.ended or (self.judge.patience is not None and self.misses >= self.judge.patience):
@@ -119,7 +119,7 @@ class Rounds:
                 unread = None
                 self._save(state)
         self._read(unread)
-        if stopped == "finished" and self.spending.ended(self.done, asked):
+        if stopped == "finished" and self.spending.ended(self.done, wanted):
             stopped = "budget spent"
         if self.saved != self.done:
             self._save(state)
@@ -233,10 +233,10 @@ class Rounds:
             "privacy": self.spending.saved(self.done),
         }
         best = self.best.round if self.best else None
-        about = {**self.about, "progress": progress, "best": best, "measured": tuning_cache.entries()}
+        metadata = {**self.metadata, "progress": progress, "best": best, "measured": tuning_cache.entries()}
         if hasattr(self.sim, "needs"):
-            about["needs"] = self.needs[self.done] = self.sim.needs(state)
-        self.checkpoints.save(self.done, state, about)
+            metadata["needs"] = self.needs[self.done] = self.sim.needs(state)
+        self.checkpoints.save(self.done, state, metadata)
         self._retain()
 
     def _retain(self) -> None:
@@ -253,13 +253,13 @@ class Rounds:
         self.sim.retain(None if unknown else [*self.needs.values()])
 
 
-def _ends(said: Any) -> bool:
+def _ends(answer: Any) -> bool:
     """What a callback says, which is nothing or a bool."""
-    if said is not None and not isinstance(said, (bool, np.bool_)):
+    if answer is not None and not isinstance(answer, (bool, np.bool_)):
         raise TypeError(
-            f"each_round= must return None, or True to end the run, and returned a {type(said).__name__}"
+            f"each_round= must return None, or True to end the run, and returned a {type(answer).__name__}"
         )
-    return bool(said)
+    return bool(answer)
 
 
 def _next(done: int, every: int) -> int:

@@ -69,7 +69,7 @@ class Extras(Protocol):
         """{client: why} of those who were to be in this round, numbered from 1, and were not: for the
         records."""
 
-    def note(self, what: str, round: int, about: Mapping[str, Any]) -> None:
+    def note(self, what: str, round: int, fields: Mapping[str, Any]) -> None:
         """Called with what becomes of a run between rounds: that it goes on from a checkpoint, and from
         which."""
 

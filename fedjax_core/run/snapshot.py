@@ -93,9 +93,9 @@ class Saved:
                 for name in wrong[:5]
             ]
             lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
-            said = "; ".join(lines) or "another order of leaves"
+            problem = "; ".join(lines) or "another order of leaves"
             raise ValueError(
-                f"{what} of round {self.round} does not fit the state of this run: {said}. "
+                f"{what} of round {self.round} does not fit the state of this run: {problem}. "
                 f"Build the same model and algorithm, or {otherwise}."
             )
         placed = [
@@ -104,7 +104,7 @@ class Saved:
         ]
         stored = jax.tree.unflatten(structure, placed)
         return jax.tree.map(
-            lambda x, found: x.restored(jax.device_get(found)) if isinstance(x, Savable) else found,
+            lambda x, value: x.restored(jax.device_get(value)) if isinstance(x, Savable) else value,
             like,
             stored,
         )
@@ -128,10 +128,10 @@ def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
 
 def fingerprint(leaves: list[Leaf], arrays: list[np.ndarray]) -> str:
     """By which two states that were `taken` can be told apart."""
-    found = hashlib.sha256()
+    hashed = hashlib.sha256()
     for leaf, array in zip(leaves, arrays, strict=True):
-        found.update(f"{leaf.name} {leaf.kind} {digest(array)}\n".encode())
-    return found.hexdigest()[:16]
+        hashed.update(f"{leaf.name} {leaf.kind} {digest(array)}\n".encode())
+    return hashed.hexdigest()[:16]
 
 
 def _name(path: Any) -> str:

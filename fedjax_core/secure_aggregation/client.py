@@ -56,20 +56,24 @@ class Client:
         self._box_key, self._mask_key = X25519PrivateKey.generate(), X25519PrivateKey.generate()
         self._seed = secrets.token_bytes(32)
         self._answers: list[tuple[Any, Any]] = []  # (request, answer) of each stage
-        said = Advertised(
+        unsigned = Advertised(
             name,
             self._box_key.public_key().public_bytes_raw(),
             self._mask_key.public_key().public_bytes_raw(),
             hashlib.sha256(self._seed).digest(),
             b"",
         )
-        self._said = Advertised(
-            name, said.box_key, said.mask_key, said.seed_digest, sign(PURPOSE, said.signed(terms))
+        self._advertised = Advertised(
+            name,
+            unsigned.box_key,
+            unsigned.mask_key,
+            unsigned.seed_digest,
+            sign(PURPOSE, unsigned.signed(terms)),
         )
 
     def advertise(self) -> Advertised:
         """Its public keys of this round."""
-        return self._said
+        return self._advertised
 
     def share(self, roster: Roster) -> Shared:
         """A box for each peer, with a share of the seed of its own mask and one of its mask key."""
@@ -90,25 +94,25 @@ class Client:
 
     def _once(self, stage: int, name: str, request: Any, answer: Callable[[], T]) -> T:
         if stage < len(self._answers):
-            before, said = self._answers[stage]
+            before, result = self._answers[stage]
             if before != request:
                 raise Refusal(
                     f"two-{name}",
                     f"{self.name!r} was shown another {name} in this round: it answers one, and the same again",
                 )
-            return said
+            return result
         if stage > len(self._answers):
             raise Refusal("out-of-order", f"{self.name!r} has not answered what comes before {name}")
-        said = answer()
-        self._answers.append((request, said))
-        return said
+        result = answer()
+        self._answers.append((request, result))
+        return result
 
     def _share(self, roster: Roster) -> Shared:
         names = tuple(s.name for s in roster.sites)
         self._enough("roster", len(names), self._minimum)
         if list(names) != sorted(set(names)):
             raise Refusal("roster", "the roster's names must be distinct and in order")
-        if self._said not in roster.sites:
+        if self._advertised not in roster.sites:
             raise Refusal("swapped-key", f"the roster does not have the keys that {self.name!r} advertised")
         for s in roster.sites:
             if not self._fits(s.name, PURPOSE, s.signed(self.terms), s.signature):
@@ -124,16 +128,16 @@ class Client:
         self._holders = sorted(self._graph[self.name] | {self.name})
         points = {name: i + 1 for i, name in enumerate(names)}
         needed = self.terms.needed(len(self._holders))
-        at = [points[name] for name in self._holders]
-        of_seed = shamir.share(int.from_bytes(self._seed), needed, at)
-        of_key = shamir.share(int.from_bytes(self._mask_key.private_bytes_raw()), needed, at)
+        holder_points = [points[name] for name in self._holders]
+        of_seed = shamir.share(int.from_bytes(self._seed), needed, holder_points)
+        of_key = shamir.share(int.from_bytes(self._mask_key.private_bytes_raw()), needed, holder_points)
         both = {name: _bytes(of_seed[points[name]]) + _bytes(of_key[points[name]]) for name in self._holders}
         self._held = {self.name: both[self.name]}
         others = self._graph[self.name]
         return Shared(
             self.name,
             {
-                name: seal(self._box(self.name, name), both[name], self._about(self.name, name))
+                name: seal(self._box(self.name, name), both[name], self._associated_data(self.name, name))
                 for name in others
             },
         )
@@ -151,7 +155,7 @@ class Client:
         for name in sorted(near):
             try:
                 self._held[name] = unseal(
-                    self._box(name, self.name), boxes.boxes[name], self._about(name, self.name)
+                    self._box(name, self.name), boxes.boxes[name], self._associated_data(name, self.name)
                 )
             except ValueError as error:
                 raise Refusal(
@@ -221,15 +225,15 @@ class Client:
                 "too many peers dropped out: the sums of parts of the sites could be read one by one",
             )
 
-    def _enough(self, stage: str, found: int, needed: int) -> None:
-        if found < needed:
+    def _enough(self, stage: str, count: int, needed: int) -> None:
+        if count < needed:
             raise Refusal(
-                "too-few", f"{found} sites in stage {stage!r}, and {self.name!r} demands at least {needed}"
+                "too-few", f"{count} sites in stage {stage!r}, and {self.name!r} demands at least {needed}"
             )
 
-    def _secret(self, mine: X25519PrivateKey, theirs: bytes, name: str) -> bytes:
+    def _secret(self, private: X25519PrivateKey, theirs: bytes, name: str) -> bytes:
         try:
-            return agreed(mine, theirs)
+            return agreed(private, theirs)
         except ValueError:
             raise Refusal("bad-key", f"a key of {name!r} gives no secret: it is of low order") from None
 
@@ -244,7 +248,7 @@ class Client:
             self._secret(self._mask_key, self._sites[name].mask_key, name), self._session, self.name, name
         )
 
-    def _about(self, of: str, to: str) -> bytes:
+    def _associated_data(self, of: str, to: str) -> bytes:
         return framed(self._session, of, to)
 
 

@@ -39,7 +39,7 @@ def connected(graph: Mapping[str, Collection[str]], names: Collection[str]) -> b
     left = set(names)
     ready = [left.pop()] if left else []
     while ready:
-        found = left & set(graph[ready.pop()])
-        left -= found
-        ready.extend(found)
+        reached = left & set(graph[ready.pop()])
+        left -= reached
+        ready.extend(reached)
     return not left

@@ -38,10 +38,10 @@ def framed(*parts: str | bytes | int) -> bytes:
     return b"".join(len(p).to_bytes(8, "little") + p for p in raw)
 
 
-def agreed(mine: X25519PrivateKey, theirs: bytes) -> bytes:
+def agreed(private: X25519PrivateKey, theirs: bytes) -> bytes:
     """32 bytes that the owners of both keys can compute and nobody else; raises ValueError for a public key
     of low order."""
-    return mine.exchange(X25519PublicKey.from_public_bytes(theirs))
+    return private.exchange(X25519PublicKey.from_public_bytes(theirs))
 
 
 def derive(secret: bytes, session: bytes, *purpose: str | bytes | int) -> bytes:
@@ -51,16 +51,16 @@ def derive(secret: bytes, session: bytes, *purpose: str | bytes | int) -> bytes:
     )
 
 
-def seal(key: bytes, content: bytes, about: bytes) -> bytes:
+def seal(key: bytes, content: bytes, associated_data: bytes) -> bytes:
     """The content in a box for whoever has the key, bound to what it is about. A key seals one box."""
-    return ChaCha20Poly1305(key).encrypt(_NONCE, content, about)
+    return ChaCha20Poly1305(key).encrypt(_NONCE, content, associated_data)
 
 
-def unseal(key: bytes, box: bytes, about: bytes) -> bytes:
+def unseal(key: bytes, box: bytes, associated_data: bytes) -> bytes:
     """What is in the box; raises ValueError where it was changed, or sealed with another key or about
     something else."""
     try:
-        return ChaCha20Poly1305(key).decrypt(_NONCE, box, about)
+        return ChaCha20Poly1305(key).decrypt(_NONCE, box, associated_data)
     except InvalidTag:
         raise ValueError("the box was changed, or is not for this key") from None
 

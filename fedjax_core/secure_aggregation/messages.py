@@ -34,12 +34,12 @@ class TooFew(RuntimeError):
     """A round that ends without a sum, as fewer sites took part in a stage than are needed; nothing of it can
     be read."""
 
-    def __init__(self, stage: str, found: int, needed: int):
+    def __init__(self, stage: str, count: int, needed: int):
         super().__init__(
-            f"secure aggregation ended in stage {stage!r}: {found} sites took part and {needed} are needed. No sum can be read. "
+            f"secure aggregation ended in stage {stage!r}: {count} sites took part and {needed} are needed. No sum can be read. "
             "Begin another attempt with those that are there; after the stage 'reveal', another round."
         )
-        self.stage, self.found, self.needed = stage, found, needed
+        self.stage, self.found, self.needed = stage, count, needed
 
 
 class Round(msgspec.Struct, frozen=True):
@@ -100,8 +100,8 @@ class Roster(msgspec.Struct, frozen=True):
 
     def session(self, terms: Terms) -> bytes:
         """32 bytes that stand for this round among these sites with these keys."""
-        said = (x for s in self.sites for x in (s.name, s.box_key, s.mask_key, s.seed_digest))
-        return hashlib.sha256(framed("session", terms.raw(), *said)).digest()
+        parts = (x for s in self.sites for x in (s.name, s.box_key, s.mask_key, s.seed_digest))
+        return hashlib.sha256(framed("session", terms.raw(), *parts)).digest()
 
 
 class Shared(msgspec.Struct, frozen=True):

@@ -101,19 +101,19 @@ class Server:
         all_of_them = tuple({c.name: c for c in good}.values())
         self._enough("confirm", len(all_of_them), self._needed)
 
-        def asked(name: str) -> Wanted:
+        def request_for(name: str) -> Wanted:
             near = [one for one in self._senders if one in self._graph[name] or one == name]
             there, gone = (
                 tuple(one for one in near if (one in self._added) is kind) for kind in (True, False)
             )
             return Wanted(all_of_them, there, gone)
 
-        self._asked = {c.name: asked(c.name) for c in all_of_them}
-        return self._asked
+        self._requests = {c.name: request_for(c.name) for c in all_of_them}
+        return self._requests
 
     def total(self, revealed: Iterable[Revealed]) -> np.ndarray:
         """The sum, [length] uint32, of the vectors of all survivors, modulo 2^32."""
-        good = {r.name: r for r in revealed if r.name in self._asked and self._as_asked(r)}
+        good = {r.name: r for r in revealed if r.name in self._requests and self._as_requested(r)}
         self._enough("reveal", len(good), self._needed)
         point = {name: i + 1 for i, name in enumerate(self._sites)}
         # (seed, whether its mask is taken off, or was and is added)
@@ -163,12 +163,12 @@ class Server:
         public = self._sites[name].mask_key
         return lambda raw: X25519PrivateKey.from_private_bytes(raw).public_key().public_bytes_raw() == public
 
-    def _as_asked(self, revealed: Revealed) -> bool:
-        asked = self._asked[revealed.name]
+    def _as_requested(self, revealed: Revealed) -> bool:
+        request = self._requests[revealed.name]
         shares = [*revealed.seeds.values(), *revealed.keys.values()]
-        named = set(revealed.seeds) == set(asked.seeds) and set(revealed.keys) == set(asked.keys)
+        named = set(revealed.seeds) == set(request.seeds) and set(revealed.keys) == set(request.keys)
         return named and all(len(raw) == shamir.SIZE for raw in shares)
 
-    def _enough(self, stage: str, found: int, needed: int) -> None:
-        if found < needed:
-            raise TooFew(stage, found, needed)
+    def _enough(self, stage: str, count: int, needed: int) -> None:
+        if count < needed:
+            raise TooFew(stage, count, needed)

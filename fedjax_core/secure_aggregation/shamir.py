@@ -57,11 +57,11 @@ def recover(shares: Mapping[int, int], prime: int = PRIME) -> int:
 @lru_cache(maxsize=64)
 def _at_zero(points: tuple[int, ...], prime: int) -> tuple[int, ...]:
     """By how much each share counts. The same points serve many secrets of a round."""
-    found = []
+    factors = []
     for z in points:
         above = below = 1
         for y in points:
             if y != z:
                 above, below = above * y % prime, below * (y - z) % prime
-        found.append(above * pow(below, -1, prime) % prime)
-    return tuple(found)
+        factors.append(above * pow(below, -1, prime) % prime)
+    return tuple(factors)

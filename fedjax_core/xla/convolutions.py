@@ -210,17 +210,17 @@ class Convolution(NamedTuple):
     def _window(self, x: Array, place: tuple[int, ...], first: int) -> Array:
         """What one place of the kernel, along the axes in space from `first` on, sees of x, [examples,
         *space, channels]."""
-        at = [slice(None)] * x.ndim
+        index = [slice(None)] * x.ndim
         for a, t in enumerate(place, first):
             begin, wide, s = t * self.kernel_dilation[a], self.extent[a], self.stride[a]
-            at[1 + a] = slice(begin, begin + (wide - 1) * s + 1, s)
-        return x[tuple(at)]
+            index[1 + a] = slice(begin, begin + (wide - 1) * s + 1, s)
+        return x[tuple(index)]
 
     def _seen(self, x: Array, corner: tuple[int, ...], first: int) -> Array:
         """What the whole kernel, along the axes in space from `first` on, sees of x from one place of the
         output."""
-        at = [slice(None)] * x.ndim
+        index = [slice(None)] * x.ndim
         for a, p in enumerate(corner, first):
             begin, wide, kd = p * self.stride[a], self.k[self.axes[1][2 + a]], self.kernel_dilation[a]
-            at[self.axes[0][2 + a]] = slice(begin, begin + (wide - 1) * kd + 1, kd)
-        return x[tuple(at)]
+            index[self.axes[0][2 + a]] = slice(begin, begin + (wide - 1) * kd + 1, kd)
+        return x[tuple(index)]

@@ -54,25 +54,25 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
         state = composed.init(key, 1)
         kept = jax.tree.map(lambda x: x[0], state.clients)
         mask = jnp.ones(jax.tree.leaves(batch)[0].shape[0])
-        found = []
+        results = []
         for e, exchange in exchanges:
             message = composed.told(e, state)
             carry = exchange.client.begin(message, kept.own, key)
-            found.append(exchange.client.step(message, carry, Batch(batch, mask), key))
-        return found
+            results.append(exchange.client.step(message, carry, Batch(batch, mask), key))
+        return results
 
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), examples)
     traced = jax.make_jaxpr(steps)(keys.shape(), shapes)
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for dtype, count in _products(traced.jaxpr, 1):
-        found[dtype] += count
-    return {dtype: count / len(exchanges) for dtype, count in found.items()}
+        counts[dtype] += count
+    return {dtype: count / len(exchanges) for dtype, count in counts.items()}
 
 
-def seconds_at_peak(asked: Mapping[str, float], kind: str) -> float:
+def seconds_at_peak(counts: Mapping[str, float], kind: str) -> float:
     """How long these operations take at the peak of a device of this kind; NaN where that is not known."""
     peaks = next((peaks for name, peaks in PEAK_FLOPS.items() if kind.startswith(name)), {})
-    return sum(count / peaks.get(dtype, math.nan) for dtype, count in asked.items())
+    return sum(count / peaks.get(dtype, math.nan) for dtype, count in counts.items())
 
 
 def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
@@ -91,7 +91,8 @@ def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
             branches = [_products(inner, times * eqn.params.get("length", 1)) for inner in _inner(eqn)]
             if eqn.primitive.name == "cond":  # one of them runs: the costliest
                 yield from max(
-                    (list(branch) for branch in branches), key=lambda found: sum(count for _, count in found)
+                    (list(branch) for branch in branches),
+                    key=lambda products: sum(count for _, count in products),
                 )
             else:
                 for branch in branches:

@@ -27,8 +27,8 @@ def compiler_options(*, cores: bool) -> dict[str, str]:
     """The `compiler_options` of a program of lanes; `cores`: its devices are the cores of one processor."""
     if jax.default_backend() != "cpu":
         return {}
-    asked = {**_OWN_CONVOLUTIONS, **(_ONE_THREAD if cores else {})}
-    return {name: value for name, value in asked.items() if _known(name, value)}
+    wanted = {**_OWN_CONVOLUTIONS, **(_ONE_THREAD if cores else {})}
+    return {name: value for name, value in wanted.items() if _known(name, value)}
 
 
 @cache

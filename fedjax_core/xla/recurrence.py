@@ -48,7 +48,7 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
     made = {v: e for e in body.eqns for v in e.outvars}
     used = Counter(v for e in body.eqns for v in e.invars if isinstance(v, core.Var))
     used.update(v for v in body.outvars if isinstance(v, core.Var))
-    found = {}
+    products = {}
     for c, (before, after) in enumerate(zip(body.invars[first:last], body.outvars, strict=False)):
         gains = made.get(after) if isinstance(after, core.Var) else None
         if (
@@ -61,8 +61,8 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
         gained = [v for v in gains.invars if v is not before]
         product = _product(made, gained[0]) if len(gained) == 1 else None
         if product is not None and _pays(product.eqn, params["length"], set(body.invars[:first])):
-            found[c] = product
-    return found
+            products[c] = product
+    return products
 
 
 def _places(params: Any) -> tuple[int, int]:
@@ -111,8 +111,8 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
         here = list(start)  # of a late carry nothing is asked
         for c, value in zip(carried, carry, strict=True):
             here[c] = value
-        found = evaluate(body.jaxpr, body.consts, [*consts, *here, *x], wanted)
-        return found[: len(carried)], found[len(carried) :]
+        outputs = evaluate(body.jaxpr, body.consts, [*consts, *here, *x], wanted)
+        return outputs[: len(carried)], outputs[len(carried) :]
 
     how = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, stacked = lax.scan(step, [start[c] for c in carried], xs, **how)
@@ -129,10 +129,10 @@ def _sum_of_products(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
     params = product.eqn.params
     left, right = ((0, *(axis + 1 for axis in axes)) for axes in params["dimension_numbers"][0])
     precision, dtype = params["precision"], params["preferred_element_type"]
-    found = lax.dot_general(
+    total = lax.dot_general(
         x, y, ((left, right), ((), ())), precision=precision, preferred_element_type=dtype
     )
     for eqn, result in product.then:
-        out = eqn.primitive.bind(found, **eqn.params)
-        found = out[result] if eqn.primitive.multiple_results else out
-    return found
+        out = eqn.primitive.bind(total, **eqn.params)
+        total = out[result] if eqn.primitive.multiple_results else out
+    return total

@@ -63,11 +63,11 @@ def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Ca
         # A function of its own: JAX keeps what it traced of a function, and this one may have read arguments of the
         # program around it.
         closed, shapes = jax.make_jaxpr(lambda *args: step(*args), return_shape=True)(*args)
-        found = list(_slow(closed.jaxpr, swap))
-        if not found:
+        slow = list(_slow(closed.jaxpr, swap))
+        if not slow:
             return step(*args)
         chosen = choose(
-            (Convolution.of(eqn) for eqn in found if eqn.primitive.name == "conv_general_dilated"),
+            (Convolution.of(eqn) for eqn in slow if eqn.primitive.name == "conv_general_dilated"),
             lanes,
             measure,
         )
@@ -160,7 +160,7 @@ def _swapped(jaxpr: core.Jaxpr) -> dict[core.Var, core.JaxprEqn]:
     }
     used = Counter(v for eqn in jaxpr.eqns for v in eqn.invars if isinstance(v, core.Var))
     used.update(v for v in jaxpr.outvars if isinstance(v, core.Var))
-    found = {}
+    swaps = {}
     for eqn in jaxpr.eqns:
         product = products.get(eqn.invars[0]) if eqn.primitive.name == "transpose" else None
         if product is None or used[product.outvars[0]] > 1:
@@ -174,8 +174,8 @@ def _swapped(jaxpr: core.Jaxpr) -> dict[core.Var, core.JaxprEqn]:
             and y.size >= _LARGE_PRODUCT
             and tuple(eqn.params["permutation"]) == (*axes[rows:], *axes[:rows])
         ):
-            found[eqn.outvars[0]] = product
-    return found
+            swaps[eqn.outvars[0]] = product
+    return swaps
 
 
 def _product_the_other_way(eqn: core.JaxprEqn, x: Any, y: Any) -> Array:
@@ -214,7 +214,8 @@ def _pool_gradient(
     split = [size for pair in zip(source.shape, window, strict=True) for size in pair]
     wide = lax.pad(x, jnp.array(-jnp.inf, x.dtype), pads).reshape(split)
     each = [
-        wide[tuple(a for i in at for a in (slice(None), i))] for at in itertools.product(*map(range, window))
+        wide[tuple(a for i in offsets for a in (slice(None), i))]
+        for offsets in itertools.product(*map(range, window))
     ]
     most = reduce(jnp.maximum, each)
     first = jnp.full(most.shape, len(each) - 1, jnp.int32)

@@ -57,19 +57,19 @@ def before(question: str) -> Any | None:
 def lookup(question: str) -> Any | None:
     """The answer stored for this question on this machine; None where there is none."""
     if question not in _entries:
-        found = _read(question)
-        if found is None:
+        answer = _read(question)
+        if answer is None:
             return None
-        _entries[question] = found
+        _entries[question] = answer
     return _entries[question]
 
 
 def _read(question: str) -> Any | None:
     try:
-        found = json.loads(_place(question).read_text())
+        entry = json.loads(_place(question).read_text())
     except (OSError, ValueError):
         return None
-    return found["answer"] if isinstance(found, dict) and found.get("question") == question else None
+    return entry["answer"] if isinstance(entry, dict) and entry.get("question") == question else None
 
 
 def keep(question: str, answer: Any) -> None:
@@ -108,7 +108,7 @@ def machine() -> str:
     programs hold."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
-    said = sorted(
+    cpu_lines = sorted(
         {
             line
             for line in lines
@@ -118,7 +118,7 @@ def machine() -> str:
     device = jax.devices()[0]
     parts = [
         platform.machine(),
-        *said,
+        *cpu_lines,
         str(os.cpu_count()),
         device.platform,
         device.device_kind,

@@ -74,10 +74,10 @@ def _find(dataset: str, file: Remote, files: Sequence[Remote], attempts: int, wa
 
 
 def _check(path: Path, file: Remote) -> None:
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != file.sha256:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != file.sha256:
         raise DataError(
-            f"{path} is not the file it should be: its sha256 is {found}, expected {file.sha256}."
+            f"{path} is not the file it should be: its sha256 is {digest}, expected {file.sha256}."
         )
 
 
@@ -100,7 +100,7 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
     try:
         for attempt in range(1, attempts + 1):
             try:
-                found = _fetch(file, Path(partial))
+                digest = _fetch(file, Path(partial))
                 break
             except OSError as error:
                 # asking again will not help
@@ -111,9 +111,9 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
                     error.close()
                 print(f"{file.name}: {error}; trying again ({attempt} of {attempts - 1})", file=sys.stderr)
                 time.sleep(wait_seconds * 2 ** (attempt - 1))
-        if found != file.sha256:
+        if digest != file.sha256:
             raise DataError(
-                f"{file.url} gave another file than {file.name}: sha256 {found}, expected {file.sha256}. It was not kept."
+                f"{file.url} gave another file than {file.name}: sha256 {digest}, expected {file.sha256}. It was not kept."
             )
         os.replace(partial, path)
     finally:

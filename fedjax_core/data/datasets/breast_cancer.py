@@ -69,13 +69,13 @@ def deal(y: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     waiting = {outcome: rng.permutation(np.flatnonzero(y == outcome)) for outcome in (0, 1)}
     train, test = [], []
     for patients, malignant in HOSPITALS.values():
-        mine: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         for outcome, count in ((0, patients - malignant), (1, malignant)):
             taken, waiting[outcome] = np.split(waiting[outcome], [count])
-            for part, rows in zip(mine, np.split(taken, [round(TRAIN_FRACTION * count)]), strict=True):
+            for part, rows in zip(parts, np.split(taken, [round(TRAIN_FRACTION * count)]), strict=True):
                 part.append(rows)
-        train.append(rng.permutation(np.concatenate(mine[0])))
-        test.append(np.sort(np.concatenate(mine[1])))
+        train.append(rng.permutation(np.concatenate(parts[0])))
+        test.append(np.sort(np.concatenate(parts[1])))
     return train, test
 
 

@@ -34,19 +34,19 @@ def _split(folder: Path, kind: str) -> Clients:
     files = sorted(folder.glob("*.json"))
     if not files:
         raise DataError(f"{folder} has no .json files in it: LEAF's preprocess.sh writes them there")
-    found: dict[str, dict[str, np.ndarray]] = {}
+    users: dict[str, dict[str, np.ndarray]] = {}
     for file in files:
         content = json.loads(file.read_text())
         for user, examples in zip(content["users"], content["num_samples"], strict=True):
             of = content["user_data"][user]
-            if user in found:
+            if user in users:
                 raise DataError(f"{file} has user {user!r}, who is in another file of {folder}, too")
             if not len(of["x"]) == len(of["y"]) == examples:
                 raise DataError(
                     f"{file} says that user {user!r} has {examples} examples: there are {len(of['x'])} of x, {len(of['y'])} of y"
                 )
-            found[user] = _COLUMNS[kind](of)
-    return Clients.from_list(list(found.values()), ids=list(found))
+            users[user] = _COLUMNS[kind](of)
+    return Clients.from_list(list(users.values()), ids=list(users))
 
 
 def _femnist(of: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -91,12 +91,12 @@ def shakespeare(length: int = 80) -> Federated:
 
 def parse(record: bytes) -> Example:
     """The features of a serialised `tf.train.Example`."""
-    found: Example = {}
+    example: Example = {}
     for features in _fields(record, 1):
         for entry in _fields(features, 1):
             (name,), (feature,) = _fields(entry, 1), _fields(entry, 2)
-            found[bytes(name).decode()] = _values(feature)
-    return found
+            example[bytes(name).decode()] = _values(feature)
+    return example
 
 
 def _values(feature: memoryview) -> Any:
@@ -118,32 +118,32 @@ def _fields(message: bytes | memoryview, wanted: int) -> list[memoryview]:
 
 
 def _walk(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        kind, start = tag & 7, at
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        kind, start = tag & 7, position
         if kind == 0:
-            _, at = _varint(message, at)
+            _, position = _varint(message, position)
         elif kind == 2:
-            size, start = _varint(message, at)
-            at = start + size
+            size, start = _varint(message, position)
+            position = start + size
         elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
+            position += 8 if kind == 1 else 4
         else:
             raise DataError(f"a record has a field of kind {kind}, which no tf.train.Example has")
-        if at > len(message):
+        if position > len(message):
             raise DataError("a record ends in the middle of a field")
-        yield tag >> 3, message[start:at]
+        yield tag >> 3, message[start:position]
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
     """(the whole number that begins there, where it ends)."""
     value = shift = 0
-    while at < len(message):
-        byte = message[at]
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
+    while position < len(message):
+        byte = message[position]
+        value, shift, position = value | (byte & 127) << shift, shift + 7, position + 1
         if byte < 128:
-            return value, at
+            return value, position
     raise DataError("a record ends in the middle of a number")
 
 

@@ -28,17 +28,17 @@ def tiny_shakespeare(length: int = 80, *, least: int = 500, train: float = 0.8) 
     content = find("tiny_shakespeare", [INPUT])[INPUT.name].read_text()
     roles: dict[str, list[str]] = defaultdict(list)
     for speech in content.strip().split("\n\n"):
-        role, _, said = speech.partition("\n")
-        roles[role.strip().removesuffix(":")].append(said)
-    chosen = {role: said for role, said in sorted(roles.items()) if sum(map(len, said)) >= least}
+        role, _, text = speech.partition("\n")
+        roles[role.strip().removesuffix(":")].append(text)
+    chosen = {role: text for role, text in sorted(roles.items()) if sum(map(len, text)) >= least}
     if not chosen:
         raise ValueError(
             f"no role has {least:,} characters: ask for fewer, the largest has {max(sum(map(len, s)) for s in roles.values()):,}"
         )
-    cuts = {role: max(1, int(train * len(said))) for role, said in chosen.items()}
+    cuts = {role: max(1, int(train * len(text))) for role, text in chosen.items()}
     parts = [
-        [said[: cuts[role]] for role, said in chosen.items()],
-        [said[cuts[role] :] for role, said in chosen.items()],
+        [text[: cuts[role]] for role, text in chosen.items()],
+        [text[cuts[role] :] for role, text in chosen.items()],
     ]
-    made = [[dict(zip("xy", sequences(said, length), strict=True)) for said in part] for part in parts]
+    made = [[dict(zip("xy", sequences(text, length), strict=True)) for text in part] for part in parts]
     return Federated(*(Clients.from_list(part, ids=list(chosen)) for part in made))
