@@ -1,8 +1,8 @@
 """DICOM files: the headers that a mapping names, and pixels; no other header is read.
 
-A mapping's `headers` is the whole list of what is known of a file beside its pixels. Persons' names (value
-representation PN), addresses, telephone numbers and sequences are refused there. Pixels become numbers as the
-file says (RescaleSlope and RescaleIntercept, or a lookup table); a file that says it has text burned into its
+A mapping's `headers` lists everything that is read of a file beside its pixels. Persons' names (value
+representation PN), addresses, telephone numbers and sequences are refused there. Pixels become numbers by the
+file's own RescaleSlope and RescaleIntercept, or its lookup table. A file that declares text burned into its
 pixels is left out."""
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ def package() -> Any:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is one of DICOM, by its first 132 bytes; its name may have no ending."""
+    """Whether a file is DICOM, by its first 132 bytes; its name may have no ending."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def check_headers(names: Sequence[str]) -> None:
-    """Raises ValueError, naming it, for a header that DICOM does not know or that says who somebody is."""
+    """Raises ValueError, naming the header, where DICOM does not know it or it says who somebody is."""
     package()
     from pydicom.datadict import dictionary_VR, tag_for_keyword
 
@@ -56,7 +56,7 @@ def check_headers(names: Sequence[str]) -> None:
 
 
 def headers(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """{name: its value as text, "" where it is not there}; nothing else of the file is read."""
+    """{name: the header's value as text, "" where it is missing}; nothing else of the file is read."""
     found = _read(path, names, stop_before_pixels=True)
     return {name: _text(found.get(name)) for name in names}
 

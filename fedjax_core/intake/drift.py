@@ -1,14 +1,14 @@
-"""Drift: how far a site's columns are from those of all sites together, by sums that were told before.
+"""Drift: how far a site's columns are from those of all sites together, by sums that sites sent before.
 
     number     d = (mean - theirs) / sqrt((sd^2 + their sd^2) / 2)        the standardised difference (Austin 2009)
     category   PSI = sum_b (here_b - there_b) log(here_b / there_b)       over the shares of its categories
     number with edges    PSI over bins, besides
 
-A difference is worth a look where it is large and more than chance: |d| >= 0.5 or PSI >= 0.25, and beyond what a
-site of its size differs by in 1 of 20 fields where nothing is the matter. From |d| = 2 on, two normal columns overlap
-by a third: that is more often another quantity than other patients.
+A difference is worth a look where it is large, |d| >= 0.5 or PSI >= 0.25, and more than chance: a site of
+this size would differ as much in fewer than 1 of 20 fields without drift. From |d| = 2 on, two normal columns
+overlap by a third: that is more often another quantity than other patients.
 
-The sums come of `fc.stats`, so that what sites tell for them is in their audit logs:
+The sums come from `fc.stats`, so that what sites send for them is in their audit logs:
 
     first = fc.stats.table_one(federation, ["age", "sex"])
     Reference.of(schema, first, {"age": fc.stats.histogram(federation, "age", [18, 40, 60, 80, 110])}).write("federation.toml")
@@ -38,15 +38,15 @@ from fedjax_core.stats.describe import TableOne
 from fedjax_core.stats.histogram import Histogram, population_stability_index
 
 LARGE, OTHER, UNSTABLE = 0.5, 2.0, 0.25
-_LEVEL = 0.05  # so often chance alone goes beyond what is taken for chance
+_LEVEL = 0.05  # the share of fields in which chance alone exceeds its bound
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of one field at all sites together."""
+    """One field at all sites together."""
 
     count: int = 0
-    """Values that are there."""
+    """Values that are not missing."""
     mean: float = math.nan
     sd: float = math.nan
     categories: Mapping[str, int] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Reference:
-    """What is known of a study's fields at all sites together."""
+    """A study's fields at all sites together."""
 
     schema: str
     """The digest of the schema that the fields are of."""
@@ -113,7 +113,7 @@ class Reference:
         return found
 
     def write(self, path: str | Path) -> None:
-        """Puts it into a TOML file, as `read` reads it."""
+        """Writes the reference to a TOML file, as `read` reads it."""
         lines = [f"schema = {json.dumps(self.schema)}"]
         for name, one in self.fields.items():
             lines.append(f"[fields.{json.dumps(name)}]")
@@ -133,7 +133,7 @@ class Drift(NamedTuple):
     difference: float = math.nan
     """Standardised, of means; NaN where it is not known."""
     chance: float = 0.0
-    """What |difference| goes beyond by chance in 1 of 20 fields."""
+    """|difference| exceeds this by chance in 1 of 20 fields."""
     psi: float = math.nan
     psi_chance: float = 0.0
 
@@ -149,7 +149,7 @@ class Drift(NamedTuple):
         return abs(self.difference) >= max(OTHER, self.chance)
 
     def text(self) -> str:
-        """As a person reads it."""
+        """The drift as text."""
         parts = [f"{self.difference:+.2f} sd from all sites"] if math.isfinite(self.difference) else []
         return ", ".join(parts + ([f"PSI {self.psi:.2f}"] if math.isfinite(self.psi) else []))
 
@@ -172,14 +172,14 @@ def of_number(x: np.ndarray, there: Known) -> Drift:
 
 
 def of_category(counts: Mapping[str, int], there: Known) -> Drift:
-    """The drift of a category, by how many rows each has."""
+    """The drift of a field of categories, by the rows of each category."""
     levels = list(dict.fromkeys((*there.categories, *counts)))
     then, now = (np.array([one.get(level, 0) for level in levels]) for one in (there.categories, counts))
     return _with_psi(Drift(), then, now) if then.sum() and now.sum() else Drift()
 
 
 def _with_psi(found: Drift, then: np.ndarray, now: np.ndarray) -> Drift:
-    """PSI of the bins that anybody is in, and its 95 % point where both are drawn alike (Yurdakul 2018)."""
+    """Adds PSI over the bins that are not empty, and its 95 % point without drift (Yurdakul 2018)."""
     used = (then > 0) | (now > 0)
     chance = float(chi2.ppf(1 - _LEVEL, max(1, used.sum() - 1))) * (1 / then.sum() + 1 / now.sum())
     return found._replace(psi=population_stability_index(then[used], now[used]), psi_chance=chance)

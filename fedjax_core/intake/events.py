@@ -1,14 +1,16 @@
-"""Features of each person from their events over time (MEDS: subject_id, time, code, numeric_value), by
-windows that are declared.
+"""Features of each person from their events over time (MEDS: subject_id, time, code, numeric_value), in
+declared windows.
 
-    source = "meds"                     a mapping; a folder of Parquet files (its data/, where it has one), or
-    one [events]
-    index = "ICU_ADMISSION*"            at this event a row's time is 0: each person's first, or with every =
-    true each one [events.features.lactate]
+    source = "meds"                     a folder of Parquet files (its data/, if it has one), or one file
+    [events]
+    index = "ICU_ADMISSION*"            this event is time 0 of a row: each person's first, or each one with
+                                        every = true
+    [events.features.lactate]
     codes = ["LAB//32693-4*"]           * stands for anything
-    hours = [0, 24]                     after the index; the first belongs to it, the last no more
-    take = "max"                        mean, min, max, sum, first, last: of numbers; count, any: of events;
-    code: the last one's [events.features.sex]
+    hours = [0, 24]                     after the index; the first is in the window, the last is not
+    take = "max"                        of numbers: mean, min, max, sum, first, last; of events: count, any;
+                                        code: the last one's
+    [events.features.sex]
     codes = ["GENDER//*"]
     static = true                       events without a time
     take = "code"
@@ -44,12 +46,12 @@ _HOUR = np.timedelta64(3_600_000_000, "us")
 
 @dataclass(frozen=True)
 class Feature:
-    """Which events a feature is of, and what is taken of them."""
+    """The events of a feature, and how they become one value."""
 
     codes: tuple[str, ...]
     take: str = "last"
     hours: tuple[float, ...] = ()
-    """(from, to) of the index; the first is in the window, the last is not."""
+    """(from, to) after the index; the first is in the window, the last is not."""
     static: bool = False
 
     def __post_init__(self) -> None:
@@ -69,7 +71,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Events:
-    """How rows are made of events."""
+    """How events become rows: the index event, and the features."""
 
     features: Mapping[str, Feature] = field(default_factory=dict)
     index: str = ""
@@ -94,7 +96,7 @@ class Events:
 
 
 def read(source: Path) -> Raw:
-    """The events in a Parquet file, or in all of a folder; raises ValueError for a file that has none."""
+    """The events in a Parquet file, or in all of a folder; raises ValueError for a file without events."""
     folder = source / "data" if (source / "data").is_dir() else source
     files = sorted(folder.rglob("*.parquet")) if folder.is_dir() else [source]
     if not files:
@@ -113,7 +115,7 @@ def read(source: Path) -> Raw:
 
 
 def features(raw: Raw, asked: Events) -> Raw:
-    """A row for each person, or for each index event, of a table of events."""
+    """Makes a table of events into a row for each person, or for each index event."""
     if lacking := [name for name in _COLUMNS if name not in raw.columns]:
         raise ValueError(
             f"events have the columns {', '.join(_COLUMNS)}, and {lacking[0]!r} is not there, but {', '.join(raw.columns)}"
@@ -179,7 +181,7 @@ def _usable(raw: Raw, left: LeftOut) -> tuple[np.ndarray, np.ndarray, np.ndarray
 def _rows(
     asked: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray, people: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """(whose each row is [rows], its index time [rows], people without a row)."""
+    """(the person of each row [rows], its index time [rows], people without a row)."""
     if not asked.index:
         return np.arange(people), np.full(people, np.datetime64("NaT", "us")), 0
     at = np.flatnonzero(index & ~np.isnat(time))
@@ -189,7 +191,7 @@ def _rows(
 
 
 def _named(patterns: Sequence[str], kinds: np.ndarray) -> np.ndarray:
-    """[kinds] bool: which codes one of the patterns stands for; brackets and question marks stand for
+    """[kinds] bool: the codes that match a pattern, in which brackets and question marks stand for
     themselves."""
     plain = [one.replace("[", "[[]").replace("?", "[?]") for one in patterns]
     return np.array([any(fnmatchcase(kind, one) for one in plain) for kind in kinds.tolist()], bool)
@@ -198,12 +200,12 @@ def _named(patterns: Sequence[str], kinds: np.ndarray) -> np.ndarray:
 def _taken(
     take: str, row: np.ndarray, event: np.ndarray, value: np.ndarray, code: np.ndarray, rows: int
 ) -> list[Any]:
-    """[rows] what is taken of the events of each row, which are in the order of time."""
+    """[rows] the feature's value from the events of each row, which are in the order of time."""
     count = np.bincount(row, minlength=rows)
     if take in ("count", "any"):
         return (np.minimum(count, 1) if take == "any" else count).tolist()
     first, last = np.full(rows, -1), np.full(rows, -1)
-    # of those that fall on one place the last that is written stays
+    # where several fall on one place, the last that is written stays
     first[row[::-1]], last[row] = (
         event[::-1],
         event,
@@ -222,8 +224,7 @@ def _taken(
 
 
 def _times(column: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """(times [rows], NaT where there is none; where one is there that cannot be read). A time zone is taken
-    into account."""
+    """(times [rows] in UTC, NaT where there is none; [rows] bool: times that cannot be read)."""
     found, wrong = np.full(len(column), np.datetime64("NaT", "us")), np.zeros(len(column), bool)
     for i, one in enumerate(column):
         if _text(one) in tables.MISSING:

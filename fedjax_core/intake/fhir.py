@@ -2,16 +2,16 @@
 
     source = "export"                   a mapping; a folder of .ndjson files (also .gz), or one
     [[records]]
-    resource = "Observation"            these resources become rows, each one
-    where = "status = 'final'"          of those, the ones for which this path is true
+    resource = "Observation"            each of these resources becomes a row
+    where = "status = 'final'"          only those for which this path is true
     [records.columns]
     patient = "subject.reference.replace('Patient/', '')"
     value = "value.ofType(Quantity).value"
 
 Several [[records]] are rows of one table; a column that one of them does not name is missing in its rows.
 With the columns subject_id, time, code and numeric_value they are events, and [events] makes features of them
-(events.py). A line that cannot be read, or a path that finds more than one value or what is no number or
-text, leaves its record out.
+(events.py). A record is left out where its line cannot be read, and where a path finds more than one value,
+or one that is no number or text.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "a.ndjson"
@@ -51,7 +51,7 @@ class Records:
 
 
 def read(source: Path, records: tuple[Records, ...]) -> Raw:
-    """The table that these records are of the resources in a file, or in all .ndjson files of a folder."""
+    """The table of these records, from the resources in a file or in all .ndjson files of a folder."""
     files = (
         sorted(one for one in source.rglob("*") if one.name.endswith((".ndjson", ".ndjson.gz")))
         if source.is_dir()

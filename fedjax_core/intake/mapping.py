@@ -1,21 +1,22 @@
 """A site's mapping: where its own table is, and how its columns become the fields of the study's schema.
 
     schema = "schema.toml"              mapping.toml; paths are relative to it
-    source = "patients.csv"             .csv, .tsv (also .gz), .parquet, .npz; a folder of pictures (pictures.py), of FHIR resources
-                                        (fhir.py) or of events (events.py); or, with DuckDB:
+    source = "patients.csv"             .csv, .tsv (also .gz), .parquet, .npz; a folder of pictures (pictures.py),
+                                        of FHIR resources (fhir.py) or of events (events.py); or, with DuckDB:
     query = "SELECT * FROM read_csv('a.csv') JOIN ..."
-    database = "omop.duckdb"            which is opened to be read only; none: the query names files itself
+    database = "omop.duckdb"            opened to be read only; without it the query names files itself
 
     [fields.age]
-    column = "alter"                    not set: the column is called as the field is
+    column = "alter"                    not set: the column has the field's name
     [fields.creatinine]
     column = "krea"
-    factor = 0.01131                    or unit = "..." of the site's column, where that can be converted by
-    itself [fields.sex]
+    factor = 0.01131                    or unit = "..." of the site's column, if it is a known one
+    [fields.sex]
     column = "geschlecht"
     codes = { w = "female", m = "male" }
     [fields.bmi]
-    expression = "kg / (cm / 100) ** 2"     of the site's columns: numbers, + - * / **, comparisons, log, exp, sqrt; never code
+    expression = "kg / (cm / 100) ** 2"     of the site's columns: numbers, + - * / **,
+                                            comparisons, log, exp, sqrt; never code
 
 >>> mapping = Mapping.of({"schema": "s.toml", "source": "a.csv", "fields": {"age": {"column": "alter", "unit": "month"}}})
 >>> mapping.fields["age"].column
@@ -37,7 +38,7 @@ from fedjax_core.stats.expressions import parse
 
 @dataclass(frozen=True)
 class Origin:
-    """Of what a site makes one field."""
+    """The origin of one field: a site's column or expression, and its conversion."""
 
     column: str = ""
     expression: str = ""
@@ -49,7 +50,7 @@ class Origin:
     """{the site's value, as text: the schema's category}."""
     missing: tuple[Any, ...] = ()
     resize: bool = False
-    """Pictures of another size become as large as the schema says."""
+    """Whether pictures of another size are resized to the schema's."""
 
     def __post_init__(self) -> None:
         if self.column and self.expression:
@@ -84,7 +85,7 @@ class Mapping:
 
     @classmethod
     def of(cls, table: Table[str, Any], where: str = "the mapping", file: Path | None = None) -> "Mapping":
-        """The mapping that a table says."""
+        """The mapping in a table of settings."""
         fields = table.get("fields", {})
         if not isinstance(fields, Table):
             raise ValueError(f"{where}: fields should be tables [fields.NAME]")
@@ -119,7 +120,7 @@ class Mapping:
         return found
 
     def raw(self) -> Raw:
-        """The site's own table, which this mapping names."""
+        """Reads the site's own table, which this mapping names."""
         beside = Path(".") if self.file is None else self.file.parent
         more: dict[str, Any] = {
             "headers": self.headers,

@@ -1,12 +1,12 @@
-"""Paths into a FHIR resource, a part of FHIRPath: what a column holds of each record, as data that is read
-and never as code.
+"""Paths into FHIR resources, a part of FHIRPath: they select a column's value from each record, and are data,
+never code.
 
-    subject.reference.replace('Patient/', '')           names, one after the other; lists are gone through
-    code.coding.where(system = 'http://loinc.org').code those that a condition keeps
-    value.ofType(Quantity).value                        of an element that may have several types; or valueQuantity.value
-    name[0].given.first()                               also last(), exists(), count(), not(), and 'a' & 'b', = and !=
+    subject.reference.replace('Patient/', '')            names, one after the other; lists are followed
+    code.coding.where(system = 'http://loinc.org').code  the elements that meet a condition
+    value.ofType(Quantity).value                         one of several types; or valueQuantity.value
+    name[0].given.first()                                also last(), exists(), count(), not(), 'a' & 'b', =, !=
 
-Of FHIRPath's rules: what is not there is an empty list, comparing with it gives one too, and = compares whole
+As in FHIRPath, a missing element is an empty list, comparing with it gives one too, and = compares whole
 lists. https://hl7.org/fhirpath/N1/
 
 >>> values(parse("coding.where(system = 's').code"), {"coding": [{"system": "s", "code": "a"}, {"system": "t", "code": "b"}]})
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 Path = list[Any]
-"""["path", step, ...], ["text", value] or [operator, left, right]; a step is (kind, what it needs)."""
+"""["path", step, ...], ["text", value] or [operator, left, right]; a step is (kind, its argument)."""
 
 _ARGUMENTS = {"where": 1, "ofType": 1, "replace": 2, "first": 0, "last": 0, "exists": 0, "count": 0, "not": 0}
 _TOKEN = re.compile(r"\s*(?:'((?:[^'\\]|\\.)*)'|([A-Za-z_]\w*)|(\d+(?:\.\d+)?)|(!=|[=&.()\[\],]))")
@@ -29,7 +29,7 @@ _OPERATORS = ("=", "!=", "&")
 
 
 def parse(text: str) -> Path:
-    """The path that a text is; raises ValueError, naming where, for all that is not of the language."""
+    """Parses a path from text; raises ValueError, naming the place, for anything outside the language."""
     tokens, at = [], 0
     while text[at:].strip():
         found = _TOKEN.match(text, at)
@@ -46,7 +46,7 @@ def parse(text: str) -> Path:
 
 
 def values(path: Path, record: Any) -> list[Any]:
-    """What the path finds in a record: a list, empty where there is nothing."""
+    """The values that a path selects in a record: a list, empty where there are none."""
     kind, *rest = path
     if kind == "text":
         return list(rest)

@@ -1,13 +1,13 @@
-"""Pictures as a field's values: PNG and JPEG files, or DICOM, that a column of a table names, each with the
-shape that the study agreed on.
+"""Pictures as a field's values: PNG, JPEG or DICOM files that a column of a table names, in the shape that
+the study agreed on.
 
     schema      [fields.x]  kind = "image"  shape = [224, 224]      or [224, 224, 3]: of colours
-                range = [-1000, 400]        these values become 0 and 1, and what is outside is cut off; without it 0 and the largest
-                                            value of the file's bits do, which DICOM needs to say
-    mapping     source = "labels.csv"       with a column of file names, relative to it; or a folder: columns `file` and `folder`, which is
-                                            the class where each has a folder of its own
-                headers = ["PatientID"]     of DICOM files in a folder: a column each; all others stay unread (dicom.py)
-                [fields.x]  column = "file"  resize = true          else a picture of another size makes its row unusable
+                range = [-1000, 400]        these values become 0 and 1, and those outside are cut off; without
+                                            it, 0 and the largest value of the file's bits; DICOM needs it
+    mapping     source = "labels.csv"       with a column of file names, relative to it; or a folder: columns
+                                            `file` and `folder`, which is the class where each has its folder
+                headers = ["PatientID"]     of DICOM files in a folder: a column each; no other is read (dicom.py)
+                [fields.x]  column = "file"  resize = true    else another size makes a row unusable
 
 Values are float32 from 0 to 1; light is 1.
 """
@@ -28,8 +28,7 @@ _PICTURES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
 def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
-    """The pictures in a folder and those below it: columns file, folder, and the DICOM headers that are
-    named."""
+    """The pictures in a folder and those below it: columns file, folder, and the named DICOM headers."""
     files = [
         one
         for one in sorted(folder.rglob("*"))
@@ -55,8 +54,8 @@ def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
 def read(
     names: Sequence[str], folder: Path, shape: tuple[int, ...], about: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """([rows, *shape] float32, NaN where there is none; [rows] why there is none, "" where there is or where
-    none is named).
+    """([rows, *shape] float32, NaN where there is no picture; [rows] why not, "" where there is one or none
+    is named).
 
     `about` has the field's range, and the mapping's factor, offset and resize.
     """

@@ -1,5 +1,5 @@
-"""A readiness report: what a site's table has for a study, what is missing or looks wrong in it, and what is
-to be done.
+"""The readiness report: what a site's table has for a study, what is missing or looks wrong in it, and what
+to do.
 
 >>> from fedjax_core.intake.mapping import Mapping
 >>> from fedjax_core.intake.reading import fields_of
@@ -26,7 +26,7 @@ _FEW = 5  # strange values that are shown
 
 @dataclass(frozen=True)
 class Readiness:
-    """What is known of a site's table."""
+    """The readiness of a site's table: its rows, fields and classes, and what to do."""
 
     rows: int
     used: int
@@ -35,21 +35,21 @@ class Readiness:
     reasons: Mapping[str, int]
     """{reason: rows that are left out}."""
     fields: Mapping[str, Mapping[str, str]]
-    """{field: {what: as it is}}."""
+    """{field: {property: its description}}."""
     classes: Mapping[str, int]
     """{category of the outcome: rows that are used}."""
     to_do: tuple[str, ...]
     records: int = 0
-    """Of which the rows were made, where they are not rows already."""
+    """Records that were made into rows; 0 where the rows are the records."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """{reason: records that gave no row}."""
     where: tuple[str, ...] = ()
-    """The first of them, by file and line."""
+    """The first of these records, by file and line."""
     notes: tuple[str, ...] = ()
     drift: Mapping[str, Drift] = field(default_factory=dict)
     """{field: how far it is from all sites together}, of fields whose sums were given."""
     look: tuple[str, ...] = ()
-    """What differs from the other sites, and may do so: it keeps nobody from taking part."""
+    """Fields that differ from the other sites' and may do so: they keep no site from taking part."""
 
     @property
     def ready(self) -> bool:
@@ -57,7 +57,7 @@ class Readiness:
         return not self.to_do
 
     def text(self) -> str:
-        """As a person reads it."""
+        """The report as text."""
         people = "" if self.people is None else f", of {self.people} people"
         records = [f"records   {self.records}"] if self.records else []
         lines = [*records, *(f"  left out {count:>6}  {reason}" for reason, count in self.left_out.items())]
@@ -82,9 +82,9 @@ class Readiness:
 def readiness(
     found: Reading, *, examples: int = 0, per_class: int = 0, reference: Reference | None = None
 ) -> Readiness:
-    """What a reading has.
+    """The readiness of a reading.
 
-    `examples` and `per_class` are the minimums of the site's policy, `reference` what is known of all sites
+    `examples` and `per_class` are the minimums of the site's policy, `reference` the fields of all sites
     together.
     """
     schema, to_do = found.schema, []
@@ -144,7 +144,7 @@ def readiness(
 
 
 def _drift(found: Reading, reference: Reference) -> dict[str, Drift]:
-    """{field: its drift}, of the rows that are used; raises ValueError for sums of another schema."""
+    """{field: its drift} over the used rows; raises ValueError for sums of another schema."""
     if reference.schema != found.schema.digest:
         raise ValueError(
             f"the sums of all sites are of another schema ({reference.schema}) than this mapping's ({found.schema.digest}): "
@@ -166,7 +166,7 @@ def _drift(found: Reading, reference: Reference) -> dict[str, Drift]:
 
 
 def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], list[str]]:
-    """(what it is like, what is to be done)."""
+    """(a summary of the field, what to do about it)."""
     x, strange, to_do = found.all[name], found.strange[name], []
     gone = missing(x, field)
     gone &= ~found.unread[name]

@@ -1,4 +1,4 @@
-"""Reads a site's table as the study's fields, and counts by reason the rows that cannot be used.
+"""Reads a site's table as the study's fields, and counts the unusable rows by reason.
 
     raw values  ─missing codes─►  numbers, texts  ─unit, codes, expression─►  fields  ─checks─►  rows that are used
 
@@ -7,10 +7,10 @@
     text        text; what names persons must be there in every row
     image       float32 from 0 to 1, of the shape that the schema says; a row without its picture cannot be used
 
-A row cannot be used where a value cannot be read, is outside of its range, or is no category; where a field
-that is required is missing; or where it repeats person and time of a row before. It is counted once, by its
-first reason. Where they are a larger share than the schema's `max_bad`, or the records of which no row could
-be made are, nothing is given.
+A row cannot be used where a value cannot be read, is outside of its range, or is no category; where a
+required field is missing; or where it repeats person and time of a row before. It is counted once, by its
+first reason. Where the share of unusable rows, or of records that gave no row, is above the schema's
+`max_bad`, no data are given.
 
 >>> schema = Schema.of({"name": "s", "max_bad": 0.5, "fields": {"age": {"range": [0, 110]}, "sex": {"categories": ["female", "male"]}}})
 >>> mapping = Mapping.of({"schema": "s", "source": "a", "fields": {"sex": {"codes": {"w": "female"}}}})
@@ -41,13 +41,13 @@ from fedjax_core.stats.table import Table as Rows
 
 @dataclass(frozen=True)
 class Reading:
-    """What became of a site's table."""
+    """A site's table as the study's fields, with the rows that cannot be used."""
 
     schema: Schema
     columns: dict[str, np.ndarray]
     """{field: [rows that are used]}."""
     all: dict[str, np.ndarray]
-    """The same of all rows, for whoever looks what is wrong."""
+    """The same for all rows, to see what is wrong."""
     bad: np.ndarray
     """[rows] bool: those that cannot be used."""
     reasons: Counter[str]
@@ -58,17 +58,16 @@ class Reading:
     """{field: [rows] bool, where there is a value that could not be read}."""
 
     raw: Raw
-    """What the rows were made of."""
+    """The table that was read."""
 
     @property
     def share(self) -> float:
-        """Of the rows, how many cannot be used; or of the records that rows are made of, where these are
-        more."""
+        """The share of rows that cannot be used, or of records that gave no row, if that is larger."""
         return max(float(self.bad.mean()) if len(self.bad) else 0.0, self.raw.share)
 
     @property
     def too_many(self) -> str:
-        """The sentence that says how many cannot be used, why, and how many the schema allows."""
+        """A sentence on how many rows cannot be used, why, and how many the schema allows."""
         of_rows = float(self.bad.mean()) if len(self.bad) else 0.0
         bad, of, what = int(self.bad.sum()), len(self.bad), "rows"
         if self.raw.share > of_rows:
@@ -84,7 +83,7 @@ class Reading:
 
     @property
     def clients(self) -> Clients:
-        """The rows that are used, as one client; raises ValueError where too many could not be."""
+        """The used rows as one client; raises ValueError where too many cannot be used."""
         if self.share > self.schema.max_bad:
             raise ValueError(f"{self.too_many} `fedjax-core data check` says more")
         if not len(self.bad) or self.bad.all():
@@ -104,8 +103,8 @@ def read(path: str | Path) -> Reading:
 
 
 def fields_of(given: Raw | Table[str, Sequence[Any]], mapping: Mapping, schema: Schema) -> Reading:
-    """The raw columns as the schema's fields; raises ValueError for a column that is not there, or a mapping
-    of a field that is none."""
+    """Reads raw columns as the schema's fields; raises ValueError for a missing column, and for a mapping of
+    an unknown field."""
     if unknown := [name for name in mapping.fields if name not in schema.fields]:
         raise ValueError(
             f"the mapping has fields.{unknown[0]}, and the schema has no such field; it has {', '.join(schema.fields)}"
@@ -190,7 +189,7 @@ class _About(NamedTuple):
 def _pictures(
     name: str, field: Field, origin: Origin, table: Raw
 ) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
-    """The same of a field of pictures, whose values are names of files."""
+    """The same for a field of pictures, whose values are names of files."""
     files = [_text(one) for one in _column(table.columns, origin.column or name, name)]
     about = _About(field.range, origin.factor, origin.offset, origin.resize)
     found, why = pictures.read(
@@ -214,7 +213,7 @@ def _column(raw: Table[str, Sequence[Any]], column: str, name: str) -> Sequence[
 
 
 def _numbers(texts: np.ndarray, absent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(the numbers [rows], NaN where there is none; which are no numbers though something is there)."""
+    """(numbers [rows], NaN where there is none; [rows] bool: values that are not numbers)."""
     value, wrong = np.full(len(texts), np.nan), np.zeros(len(texts), bool)
     for i in np.flatnonzero(~absent):
         try:
@@ -261,7 +260,7 @@ def _text(value: Any) -> str:
 
 
 def _whole(x: np.ndarray, field: Field) -> np.ndarray:
-    """Whole numbers as such, where none is missing: those by which persons are told apart, for instance."""
+    """Whole numbers as integers where none is missing, such as identifiers of persons."""
     return x.astype(np.int64) if field.kind == "whole" and not np.isnan(x).any() else x
 
 
@@ -275,8 +274,8 @@ def missing(x: np.ndarray, field: Field) -> np.ndarray:
 
 
 def _repeated(keys: list[np.ndarray], fine: np.ndarray, timed: bool) -> np.ndarray:
-    """[rows] bool: those that repeat person and time of a row before; without a time no row is a duplicate
-    for its person alone."""
+    """[rows] bool: those that repeat person and time of a row before; without a time no row is a
+    duplicate."""
     again = np.zeros(len(fine), bool)
     if timed:
         seen = set()

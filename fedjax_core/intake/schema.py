@@ -3,9 +3,9 @@ mean missing.
 
     name = "icu"                        schema.toml, the same file at all sites
     outcome = "died"
-    person = "patient"                  whose a row is: counted, held out and protected as one
-    time = "day"                        with the person it tells rows apart: two that agree in both are duplicates
-    max_bad = 0.05                      so large a share of the rows may be left out as unusable, and no larger one
+    person = "patient"                  the person of a row: counted, held out and protected as one
+    time = "day"                        two rows that agree in person and time are duplicates
+    max_bad = 0.05                      the largest share of rows that may be left out as unusable
 
     [fields.age]
     unit = "year"
@@ -16,8 +16,8 @@ mean missing.
     [fields.sex]
     categories = ["female", "male"]     text; the codes are 0, 1, ... in this order at every site
 
-A field without categories is a number, unless `kind = "text"`: that of a person's name, for instance; or
-`kind = "image"` with `shape = [rows, columns]` or [rows, columns, colours] (pictures.py).
+A field without categories is a number, unless it has `kind = "text"` (a person's identifier, for instance),
+or `kind = "image"` with `shape = [rows, columns]` or [rows, columns, colours] (pictures.py).
 
 >>> schema = Schema.of({"name": "icu", "outcome": "died", "fields": {"age": {"unit": "year"}, "died": {"categories": ["no", "yes"]}}})
 >>> schema.fields["died"].kind, schema.fields["age"].unit
@@ -38,7 +38,7 @@ KINDS = ("number", "whole", "category", "text", "image")
 
 @dataclass(frozen=True)
 class Field:
-    """What one field holds."""
+    """One field of a schema: its kind, unit, range or categories, missing codes, and shape."""
 
     kind: str = "number"
     unit: str = ""
@@ -49,7 +49,7 @@ class Field:
     """Numbers or texts of the site's own table that stand for no value, beside an empty field and NA."""
     required: bool = False
     shape: tuple[int, ...] = ()
-    """Of a picture: rows and columns of pixels, and colours (1 or 3) where it has an axis of them."""
+    """A picture's rows and columns of pixels, and its colours (1 or 3) where it has an axis of them."""
 
     def __post_init__(self) -> None:
         if self.categories and self.kind == "number":
@@ -103,7 +103,7 @@ class Schema:
 
     @classmethod
     def of(cls, table: Mapping[str, Any], where: str = "the schema", file: Path | None = None) -> "Schema":
-        """The schema that a table says."""
+        """The schema in a table of settings."""
         fields = table.get("fields", {})
         if not isinstance(fields, Mapping) or not fields:
             raise ValueError(f"{where} has no fields: write a table [fields.NAME] for each")
@@ -122,7 +122,7 @@ class Schema:
 
     @property
     def required(self) -> tuple[str, ...]:
-        """The fields without which a row cannot be used: the outcome, the person and pictures among them."""
+        """Fields that a row needs to be used, among them the outcome, the person and pictures."""
         return tuple(
             n
             for n, one in self.fields.items()
@@ -131,7 +131,7 @@ class Schema:
 
     @property
     def digest(self) -> str:
-        """16 hexadecimal digits, the same where all fields are."""
+        """16 hexadecimal digits, the same for equal schemas."""
         said = (
             self.name,
             sorted((name, repr(one)) for name, one in self.fields.items()),

@@ -1,5 +1,4 @@
-"""A site's own table, as columns of raw values: what its mapping names as source is read in the way that
-fits.
+"""Reads a site's own table as columns of raw values, from the kind of source that its mapping names.
 
     a file      CSV, Parquet, a NumPy archive                  tables
     a query     of DuckDB                                      tables
@@ -7,7 +6,7 @@ fits.
     records     FHIR resources, one a line                     fhir.py
     events      MEDS, or records with its columns              events.py
 
-Values are as they lie there: text of a CSV file is text, so that a code such as "01" stays one.
+Values are not converted: text of a CSV file is text, so that a code such as "01" stays one.
 
 >>> import tempfile
 >>> path = Path(tempfile.mkdtemp()) / "a.csv"
@@ -36,10 +35,10 @@ def raw_columns(
     asked: events.Events | None = None,
     folder: Path = Path("."),
 ) -> Raw:
-    """What a mapping's source or query has; raises ValueError for a file of another kind or that is not
-    there.
+    """The raw table of a mapping's source or query; raises ValueError for a missing file, or one of another
+    kind.
 
-    `asked` are the features of events; `folder` is where names of pictures that a query gives begin.
+    `asked` are the features of events; a query's file names of pictures are relative to `folder`.
     """
     if source is None:
         found = Raw(_queried(query, database), folder)

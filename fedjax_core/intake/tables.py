@@ -1,5 +1,5 @@
-"""A TOML file as a dataclass, strictly: what is misspelt or of another type is refused by its name, with the
-file's.
+"""TOML files as dataclasses, strictly: a setting that is misspelt or of another type is refused, naming it
+and the file.
 
 >>> @dataclasses.dataclass
 ... class Source:
@@ -20,7 +20,7 @@ from fedjax_core.files import read_text
 
 
 def table_of(path: Path) -> dict[str, Any]:
-    """What is in a TOML file; raises ValueError, naming the file, where it is none."""
+    """The content of a TOML file; raises ValueError, naming the file, where it is none."""
     try:
         return tomllib.loads(read_text(path))
     except ValueError as error:
@@ -28,8 +28,8 @@ def table_of(path: Path) -> dict[str, Any]:
 
 
 def made(cls: Any, table: Any, where: str) -> Any:
-    """The dataclass with these values; raises ValueError, naming it, for a setting that it has not, lacks, or
-    of another type."""
+    """A dataclass from a table of settings; raises ValueError, naming the setting, where one is unknown,
+    missing, or of another type."""
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} should be a table of settings, got {table!r}")
     fields = {field.name: field for field in dataclasses.fields(cls)}

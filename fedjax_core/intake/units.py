@@ -1,4 +1,4 @@
-"""Units that are converted by themselves, and the factors by which a column in a wrong unit is recognised.
+"""Conversion of known units, and the factors by which a column in a wrong unit is recognised.
 
     convert(x, "cm", "m")      of one dimension: length, mass, time, pressure, temperature, amounts a volume
     suspects(x, 18, 110)       factors that would bring nearly all values into the range
@@ -40,7 +40,7 @@ _WRONG = 0.5  # of them are out of it while it is wrong
 
 
 def convert(x: np.ndarray, given: str, wanted: str) -> np.ndarray:
-    """x [rows] in the unit that is wanted; raises ValueError for units that are not known or of other
+    """x [rows] in the unit `wanted`; raises ValueError for unknown units, and for units of different
     dimensions."""
     if given == wanted:
         return x
@@ -57,8 +57,8 @@ def convert(x: np.ndarray, given: str, wanted: str) -> np.ndarray:
 
 
 def suspects(x: np.ndarray, low: float, high: float) -> list[tuple[float, str]]:
-    """(factor, what it would mean) that brings nearly all values [rows] into the range that more than half of
-    them are out of."""
+    """[(factor, its meaning)] that bring nearly all values [rows] into the range, where more than half of
+    them are outside."""
     known = x[np.isfinite(x)]
 
     def share(values: np.ndarray) -> float:
