@@ -1,7 +1,8 @@
-"""One self-contained page that says what a run did, from its folder alone: `fedjax-core report RUN_DIR`.
+"""A self-contained page about a run, made from its folder alone: `fedjax-core report RUN_DIR`.
 
-    facts       what is in the folder: records of rounds, configuration and digests, audit logs, and what the study noted
-    note        adds to it what only the study knows: its question, the flow of people, performance by site and subgroup, calibration
+    facts       the folder's content: records of rounds, configuration, digests, audit logs, the study's notes
+    note        adds what only the study knows: its question, the flow of people, performance by site and
+                subgroup, calibration
     charts      SVG
     checklist   TRIPOD+AI, by item: filled from the run, or marked "for the author"
     page        HTML

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 STEPS = ("rows in", "left out", "people", "trained on", "held out")
-"""What is drawn of the flow of rows, where it is known."""
+"""The steps of the flow of rows, drawn where they are known."""
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's, which people with any kind of colour vision can tell apart."""
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 620, 260, 60, 36, 12
@@ -47,8 +47,8 @@ def lines(
 def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str) -> str:
     """A point with its interval for each name; ends that are not finite are not drawn.
 
-    Numbers above 0 of which some are 20 times as large as others, as hazard ratios of small hospitals, have a
-    logarithmic axis.
+    The axis is logarithmic for numbers above 0 that differ by a factor above 20, such as hazard ratios of
+    small hospitals.
     """
     known = {name: row for name, row in rows.items() if np.isfinite(row[0])}
     if not known:
@@ -133,7 +133,7 @@ def ticks(low: float, high: float, *, log: bool = False) -> list[float]:
 
 
 class _Axes:
-    """Where values lie on a chart."""
+    """The axes of a chart, and where values lie on it."""
 
     def __init__(self, x0: float, x1: float, y0: float, y1: float) -> None:
         self.x0, self.x1 = (x0, x1) if x1 > x0 else (x0 - 0.5, x0 + 0.5)

@@ -1,7 +1,7 @@
-"""The items of TRIPOD+AI (Collins et al., BMJ 2024; 385: e078378), each with what the run says of it, or
+"""The items of TRIPOD+AI (Collins et al., BMJ 2024; 385: e078378), each filled from the run, or marked
 `FOR_AUTHOR`.
 
-The items are named in short, in words of ours. No item claims what the folder does not hold.
+The items are paraphrased in short. No item claims what the folder does not hold.
 
 >>> from pathlib import Path
 >>> [said for _, _, said in items(Facts(Path(".")))].count(FOR_AUTHOR)
@@ -18,7 +18,7 @@ FOR_AUTHOR = "for the author"
 
 
 def items(facts: Facts) -> list[tuple[str, str, str]]:
-    """(number, item, what is known of it) of all 27."""
+    """(number, item, its text from the run or `FOR_AUTHOR`) of all 27."""
     notes, sites = facts.notes, facts.sites
     flow = notes.get("flow", {})
     left_out = sum(sum(one.get("left out", {}).values()) for one in flow.values())
@@ -48,7 +48,7 @@ def items(facts: Facts) -> list[tuple[str, str, str]]:
 
 
 def card(facts: Facts) -> dict[str, str]:
-    """A model card: {heading: what is known}, or `FOR_AUTHOR`."""
+    """A model card: {heading: text from the run or `FOR_AUTHOR`}."""
     notes, spent = facts.notes, facts.spent
     epsilon = spent.get("epsilon")
     privacy = (

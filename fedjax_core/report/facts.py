@@ -1,4 +1,4 @@
-"""What a run's folder holds, as plain values for a report; what is not there is empty.
+"""The content of a run's folder as plain values for a report; what is missing is empty.
 
 RUN_DIR          what `fit` was given as run_dir, or the folder of a consortium in a box
   metrics.jsonl  each round
@@ -24,7 +24,7 @@ from fedjax_core.sites.wire.canonical import of_lines
 
 NOTES = "report.json"
 ALL = "all"
-"""In the place of a site's name: all of them together."""
+"""Stands for all sites together in the place of a site's name."""
 FAULTS = (
     "refused",
     "declined",
@@ -37,12 +37,12 @@ FAULTS = (
     "withdrew",
     "checkpoint damaged",
 )
-"""What audit entries say that did not go as it should."""
+"""Kinds of audit entries that report a fault."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a report says."""
+    """Everything that a report shows."""
 
     folder: Path
     records: list[Record] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Facts:
     digests: Mapping[str, str] = field(default_factory=dict)
     """{what: its digest}: the checkpoint, the study at the sites, each site's data."""
     spent: Mapping[str, Any] = field(default_factory=dict)
-    """Of privacy: epsilon, delta, rounds, terms; empty where no account is kept."""
+    """The privacy spent: epsilon, delta, rounds, terms; empty where no account is kept."""
     left: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """{(site, kind of message): (messages, bytes of their tensors)} that left it."""
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -61,16 +61,16 @@ class Facts:
     seconds: float = math.nan
     """From the first to the last entry of the coordinator's log."""
     examples: Mapping[str, int] = field(default_factory=dict)
-    """{site: examples that it told}."""
+    """{site: examples that it reported}."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     algorithm: str = ""
     """The name of what was run, as the configuration or the coordinator's log has it."""
     plan: Plan = field(default_factory=Plan)
-    """How many rounds there are to be, and why the run stopped."""
+    """The planned number of rounds, and why the run stopped."""
 
     @property
     def rounds(self) -> int:
-        """How many rounds are recorded."""
+        """The number of recorded rounds."""
         return max((record["round"] for record in self.records), default=0)
 
     @property
@@ -86,10 +86,10 @@ class Facts:
 
 
 def note(folder: str | Path, **said: Any) -> None:
-    """Adds to a run's folder what only the study knows, for its report; a name that is there is replaced.
+    """Adds to a run's folder what only the study knows, for its report; an existing name is replaced.
 
     `question`, `population`, `outcome`, `authors`, `limitations`, `intended_use`: text. `flow`: {site: {"rows
-    in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be told.
+    in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be shown.
     `performance`: {site or "all": {metric: value or [value, low, high]}}; `subgroups`: {subgroup: the same}.
     `calibration`: {model or site: [[mean risk, share with the outcome, people], ...]}. `statistics`: {title:
     text of a table}. Raises ValueError for another name.
@@ -109,7 +109,7 @@ def note(folder: str | Path, **said: Any) -> None:
 
 
 def gather(folder: str | Path) -> Facts:
-    """All that the folder holds; raises ValueError where there is no run in it."""
+    """Gathers the facts of a run's folder; raises ValueError where there is no run in it."""
     root = Path(folder)
     run = next(
         (one for one in (root, root / "run", root / "coordinator" / "run") if (one / METRICS).exists()), root
@@ -153,8 +153,8 @@ def gather(folder: str | Path) -> Facts:
 
 
 def _checkpoint(run: Path) -> tuple[dict[str, Any], str]:
-    """(what the newest checkpoint says of itself, its digest); nothing of one that is encrypted or
-    damaged."""
+    """(metadata, digest) of the newest checkpoint that is neither encrypted nor damaged; empty without
+    one."""
     for path in sorted((run / "checkpoints").glob("[0-9]*/checkpoint.json"), reverse=True):
         try:
             found = json.loads(path.read_bytes())
@@ -165,7 +165,7 @@ def _checkpoint(run: Path) -> tuple[dict[str, Any], str]:
 
 
 def _own_logs(root: Path, coordinator: Path | None) -> Iterator[Path]:
-    """The audit logs of sites that lie on this machine, as of a consortium in a box or of a try."""
+    """The sites' audit logs on this machine, as of a consortium in a box or of a try."""
     for pattern in ("sites/*/state/audit", "sites/*/audit", "*/audit"):
         for path in sorted(root.glob(pattern)):
             if path != coordinator and path.parent.name not in ("coordinator", "run") and files(path):
@@ -217,8 +217,8 @@ def _digests(entries: list[Entry]) -> dict[str, str]:
 
 
 def _told(root: Path, run: Path) -> dict[str, dict[str, Any]]:
-    """{site: what it told of itself before the first round, or when it joined}, as the coordinator keeps it
-    beside its log."""
+    """{site: its description of itself before the first round, or when it joined}, as the coordinator keeps
+    it beside its log."""
     found: dict[str, dict[str, Any]] = {}
     for folder in dict.fromkeys((root, run.parent, root / "coordinator")):
         for path in sorted(folder.glob("*-sites.json")):

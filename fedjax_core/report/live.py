@@ -1,5 +1,5 @@
-"""A run as it goes on, for a terminal: rounds and time left, metrics, sites, refusals, privacy spent. From
-its folder alone.
+"""A view of a run as it goes on, for a terminal, from its folder alone: rounds and time left, metrics, sites,
+refusals, privacy spent.
 
 >>> pace = Pace(rounds=30)
 >>> pace.look(round=10, now=0.0)
@@ -25,9 +25,9 @@ _WIDTH, _LOOKS = 40, 30
 
 
 class Pace:
-    """How fast rounds go, by looks at the folder.
+    """The pace of a run's rounds, by looks at its folder.
 
-    `rounds`: how many there are to be, where that is known; a run's plan says it, too (`planned`).
+    `rounds`: the number of rounds of the run, where it is known; a run's plan gives it, too (`planned`).
     """
 
     def __init__(self, rounds: int | None = None) -> None:
@@ -39,11 +39,11 @@ class Pace:
         self._looks: deque[tuple[int, float]] = deque(maxlen=_LOOKS)
 
     def planned(self, rounds: int | None) -> None:
-        """Takes over how many rounds the run itself is to have, unless that was given."""
+        """Takes the number of rounds from the run's plan, unless it was given."""
         self.rounds = self._given or rounds
 
     def look(self, round: int, now: float) -> None:
-        """Notes that so many rounds are done, at this second. A run that began again is looked at anew."""
+        """Records the rounds that are done at this second. A run that began again is measured anew."""
         if self._looks and round < self._looks[-1][0]:
             self._looks.clear()
         if not self._looks or round > self._looks[-1][0]:
@@ -51,7 +51,7 @@ class Pace:
 
     @property
     def seconds_a_round(self) -> float:
-        """Of the last looks; NaN before a round was seen to pass."""
+        """Seconds a round over the last looks; NaN before a round has passed."""
         if len(self._looks) < 2:
             return math.nan
         (first, then), (last, now) = self._looks[0], self._looks[-1]
@@ -59,7 +59,7 @@ class Pace:
 
     @property
     def seconds_left(self) -> float:
-        """Until the last round is done; NaN where that cannot be told."""
+        """Seconds until the last round is done; NaN where that is not known."""
         return (
             math.nan
             if self.rounds is None or not self._looks
@@ -68,12 +68,12 @@ class Pace:
 
     @property
     def done(self) -> bool:
-        """Whether all rounds that there are to be were seen."""
+        """Whether all rounds of the run are done."""
         return self.rounds is not None and bool(self._looks) and self._looks[-1][0] >= self.rounds
 
 
 def view(facts: Facts, pace: Pace) -> RenderableType:
-    """What a terminal shows of the run."""
+    """The view of the run that a terminal shows."""
     parts = [_rounds(facts, pace), _metrics(facts), _sites(facts), _faults(facts), _privacy(facts)]
     return Group(
         f"[bold]{escape(str(facts.notes.get('question') or facts.folder))}",

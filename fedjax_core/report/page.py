@@ -26,7 +26,7 @@ pre { background: #f6f6f6; padding: .6em; overflow-x: auto; font-size: 13px; } .
 
 
 def page(facts: Facts) -> str:
-    """The page; raises ValueError where it would be 2 MB or more."""
+    """The HTML page of a run; raises ValueError where it would be 2 MB or more."""
     title = str(facts.notes.get("question") or f"Run in {facts.folder.name}")
     notes = facts.notes
     parts = {
