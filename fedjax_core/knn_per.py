@@ -2,8 +2,7 @@
 answers.
 
     p(c | z) = mix p_near(c | z) + (1 - mix) softmax(model)_c
-    p_near(c | z) ~ sum over the k nearest z' of the client's own examples of [y' = c] exp(-|z - z'| /
-    bandwidth)
+    p_near(c | z) ~ sum over the k nearest z' of the client's own examples of [y' = c] exp(-|z - z'| / bandwidth)
 
 with z the features of an example by the global model. Nothing is trained, and nothing leaves the client; so
 it serves clients who never took part as well.

@@ -20,9 +20,8 @@ launched again, as often as --restarts says, or by hand:
 Under `pod`, `tpu` and `slurm --kind pod` it runs in every process, after `jax.distributed.initialize`, with
 `jax.devices()` of all. There `fc.fit` takes no run_dir: what is to be kept, process 0 saves.
 
-    mesh = jax.make_mesh((jax.device_count(),), ("lanes",))                                                  #
-    train.py sim = fc.Simulator(composed, clients, batch_size=20, epochs=1, lanes=jax.device_count(),
-    mesh=mesh)
+    mesh = jax.make_mesh((jax.device_count(),), ("lanes",))                                                  # train.py
+    sim = fc.Simulator(composed, clients, batch_size=20, epochs=1, lanes=jax.device_count(), mesh=mesh)
 
 Ctrl-C and SIGTERM reach the script as SIGTERM, at which `fc.fit` saves and returns; then Ray is ended. If
 this process is killed, all end at once, and the next launch goes on from the last checkpoint.

@@ -1,8 +1,8 @@
 """Divide and conquer: reports that stand out along the direction in which all vary most are left out, by
 several random samples.
 
-    of `coordinates` drawn at random: s_i = <u_i - mean, v>^2, v the first right singular vector; keep the n -
-    filter f with the smallest value = mean of those kept in every one of `samples` draws
+    of `coordinates` drawn at random: s_i = <u_i - mean, v>^2, v the first right singular vector; keep the n - filter f with the smallest
+    value = mean of those kept in every one of `samples` draws
 
 It looks at all coordinates together, as coordinate-wise rules do not. Every client counts alike. Needs n >
 2f. Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, algorithm 2.

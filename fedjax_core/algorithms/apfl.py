@@ -1,8 +1,8 @@
 """APFL: each client uses a mixture of the global model and one of its own, in proportions that it may learn.
 
     y   <- y - lr g(y)                                      local steps from y = x, averaged as in FedAvg
-    v_i <- v_i - lr a_i g(m),  m = a_i v_i + (1 - a_i) y    on the same batches; v_i and a_i stay with the
-    client a_i <- a_i - rate <v_i - y, g(m)>, kept within 0 and 1
+    v_i <- v_i - lr a_i g(m),  m = a_i v_i + (1 - a_i) y    on the same batches; v_i and a_i stay with the client
+    a_i <- a_i - rate <v_i - y, g(m)>, kept within 0 and 1
 
 Deng, Kamani and Mahdavi, "Adaptive Personalized Federated Learning", 2020, algorithm 1; there a_i moves once
 a round, here in each local step. A client uses a_i v_i + (1 - a_i) x.

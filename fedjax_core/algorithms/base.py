@@ -1,8 +1,7 @@
 """What an algorithm is: a server, and for each exchange of a round what it broadcasts, what a client does,
 what it learns.
 
-    server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate
-    --update--> server
+    server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate --update--> server
 
 Most algorithms have one exchange a round. Mime has two that cross the wire; IFCA has one in which clients
 only look (`silent`: nothing goes up) and one in which they train. All are pure functions over pytrees, so

@@ -6,8 +6,7 @@ from.
 A client reports its model and a 1, which the buffer damps alike; so the server knows d(s), and the buffer
 needs no other rule:
 
-    AsynchronousSimulator(compose(fedasync(...)), clients, Buffer(size=1, damping=polynomial(0.5)),
-    delays=...)
+    AsynchronousSimulator(compose(fedasync(...)), clients, Buffer(size=1, damping=polynomial(0.5)), delays=...)
 
 With a larger buffer the models of a step are averaged first. Without delays, and alpha = 1, it is FedAvg.
 FedBuff adds changes where FedAsync mixes models: old changes move a server on, and old models draw it back.

@@ -14,8 +14,8 @@
     fedjax-core account show site.toml                   the epsilon that they have told so far
     fedjax-core release runs/heart --candidate heart.release:candidate   may this model be released? attacks, and 1 where they succeed
     fedjax-core audit head logs                          the line to give to somebody else now and then
-    fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log:
-    the line to verify that by fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
+    fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
+    fedjax-core audit verify logs --keys keys/charite.pub --head 17:9f...
     fedjax-core audit show logs --keys keys/charite.pub --what left      the ledger of what left this site, proven first
     fedjax-core report runs/consortium                   one page of what a run did, in report.html
     fedjax-core watch runs/consortium --rounds 30        the same while it goes on, in this terminal

@@ -29,9 +29,10 @@ def verify(
     Args:
         folder: The log's folder.
         keys: The .pub files of who wrote it, former ones too, or a roster's .toml; with --held-by, those of
-        the other end as well. head: What `audit head` printed before: finds entries cut off since, and a log
-        written anew. held_by: The log's folder of the other end, which holds the head that came with this
-        one's last message.
+            the other end as well.
+        head: What `audit head` printed before: finds entries cut off since, and a log written anew.
+        held_by: The log's folder of the other end, which holds the head that came with this one's last
+            message.
     """
     known = [one for path in keys for one in _read_keys(path)]
     public = [key for _, key in known]
@@ -140,7 +141,7 @@ def head(folder: Positional[Path], of: str | None = None) -> None:
     Args:
         folder: The log's folder.
         of: The name of the other end, such as that of a site: its newest head that came here, for `audit
-        verify --head` there.
+            verify --head` there.
     """
     if of is None:
         print(audit.head_of(folder))
@@ -171,7 +172,8 @@ def prune(
         key: The .key file of the log's owner.
         before: A date such as 2020-01-31, in UTC: entries from before it go.
         archive: Move them to this folder, which is a log that can be verified as well. Without it they are
-        gone. former: The .pub files of keys that the owner had before.
+            gone.
+        former: The .pub files of keys that the owner had before.
     """
     time = datetime.fromisoformat(before).replace(tzinfo=UTC).timestamp()
     with audit.Log(

@@ -19,9 +19,10 @@ def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int
     too, where there is none.
 
     Args:
-        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates. nodes: Each
-        machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach it. days:
-        How long the certificates are valid.
+        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates.
+        nodes: Each machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach
+            it.
+        days: How long the certificates are valid.
     """
     hosts = {}
     for text in nodes:
@@ -40,8 +41,9 @@ def withdraw(folder: Positional[Path], names: Positional[tuple[str, ...]] = (), 
     longer get in with what they have.
 
     Args:
-        folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1. names: The
-        machines that have left, or whose folder others may know; none: the same machines, all with new files.
+        folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1.
+        names: The machines that have left, or whose folder others may know; none: the same machines, all with
+            new files.
         days: How long the new certificates are valid.
     """
     made = ray_security.withdraw(folder, names, days)

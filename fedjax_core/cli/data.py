@@ -27,9 +27,9 @@ def check(path: Positional[Path], federation: Path | None = None) -> None:
 
     Args:
         path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked,
-        too.
-        federation: What is known of all sites together, from the coordinator (`fedjax_core.intake.Reference`): the
-        report then says which columns are unlike theirs.
+            too.
+        federation: What is known of all sites together, from the coordinator (`fedjax_core.intake.Reference`):
+            the report then says which columns are unlike theirs.
     """
     minimum, mapping = Minimum(), path
     if "schema" not in table_of(path):

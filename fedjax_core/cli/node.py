@@ -37,9 +37,10 @@ def node(
         address: host:port of the coordinator's Ray.
         head: The port of the coordinator's own Ray.
         ip: The address by which the other machines reach this one; as a connection to --address would have
-        it, if left out. ray: The folder that `certificates make` wrote for this machine: `ray` beside the
-        site's file, or the variables that are set. folder: Where Ray's logs and sockets go, of few letters:
-        `ray` in the folder of the site.
+            it, if left out.
+        ray: The folder that `certificates make` wrote for this machine: `ray` beside the site's file, or the
+            variables that are set.
+        folder: Where Ray's logs and sockets go, of few letters: `ray` in the folder of the site.
     """
     if (address is None) == (head is None) or (site is None) != (head is not None):
         raise ValueError(

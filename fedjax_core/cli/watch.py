@@ -26,10 +26,11 @@ def watch(
     Args:
         run_dir: The folder that `fit` was given as run_dir, or that of a consortium.
         rounds: How many the run is to have, where its folder does not say that (plan.json, which `fit`
-        writes). By it the time left is told, and looking ends with the run. Ctrl-C ends it at any time.
+            writes). It gives the time left, and `watch` then ends with the run. Ctrl-C ends it at any time.
         every: Seconds between looks.
         page_file: Writes the report's page there at each look, too; a browser that has it open loads it again
-        by itself. once: Looks once, prints that, and ends.
+            by itself.
+        once: Looks once, prints that, and ends.
     """
     if not run_dir.is_dir():
         raise ValueError(f"{run_dir} is no folder of a run")

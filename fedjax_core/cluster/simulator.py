@@ -1,8 +1,7 @@
 """The cluster simulator: runs a `Round` on the workers of a Ray cluster, or on several processes of this
 machine.
 
-    message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes
-    here, in one place
+    message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
 
 The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that
 a cohort is dealt in, not on which worker did them, how fast, whether one died on the way, or who merged them:

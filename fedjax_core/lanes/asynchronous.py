@@ -1,7 +1,6 @@
 """Simulates FedBuff: clients finish by a simulated clock, and every K updates make a step of the server.
 
-    clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─►
-    one step of the server
+    clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─► one step of the server
 
 Who arrives when does not depend on what is computed, so the arrivals of a step are known first, and their
 updates are computed when they are needed: all that began from one version together. A `run` is one step of

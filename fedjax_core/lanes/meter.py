@@ -1,7 +1,6 @@
 """Measures how fast a run goes: rates, how full the lanes are, and how long the device waited for the host.
 
-    waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to
-    pack))
+    waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
 
 Counted on the host while the device works; nothing in a round is slowed by it. The first dispatch of each
 program is left out of the rates, since it holds the compilation.

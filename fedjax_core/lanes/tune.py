@@ -1,7 +1,6 @@
 """Chooses the number of lanes by timing real steps of this model on this device, and remembers it.
 
-    from a guess by the size of the model, twice and half as many, and on in the better direction while it
-    pays and time is left
+    from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
 
 Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit
 the cache. What is timed is one exchange as the simulator runs it, over made-up clients whose numbers of steps

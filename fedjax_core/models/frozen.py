@@ -1,8 +1,7 @@
 """A task of which only some leaves are trained, kept and sent, as when the head of a pretrained model is
 fitted to hospitals.
 
-    the model's leaves = those that are trained, which are the parameters of the new task, + the others, as
-    they were given
+    the model's leaves = those that are trained, which are the parameters of the new task, + the others, as they were given
 
 The parameters of the new task have None in the place of every other leaf, so no algorithm, stage, message or
 checkpoint ever sees one. The others are part of the task itself: whoever trains has them from the study, and

@@ -1,8 +1,8 @@
 """ResNet-18 with GroupNorm, as an ordinary Flax module: the residual network for small images that keeps no
 running statistics.
 
-    conv 3x3x64, norm, relu, then two blocks each of 64, 128, 256, 512 channels (all but the first halve the
-    image), mean, dense block: relu(x + norm(conv 3x3(relu(norm(conv 3x3(x))))))
+    conv 3x3x64, norm, relu, then two blocks each of 64, 128, 256, 512 channels (all but the first halve the image), mean, dense
+    block: relu(x + norm(conv 3x3(relu(norm(conv 3x3(x))))))
 
 BatchNorm's averages describe no client where clients' data differ; GroupNorm has none. He et al., "Deep
 Residual Learning for Image Recognition", CVPR 2016, in its form for 32x32 images; Hsieh et al., "The Non-IID

@@ -2,8 +2,8 @@
 far the model has gone along them, and no other directions, tells how much of any one client is in it.
 
     algorithm = planted(algorithm)          the same, but for clients that are marked as canaries
-    state = marked(sim.init(key), clients)  those at these positions are: a run of its own, or beside the
-    others one_shot(directions(k, params), way, delta)
+    state = marked(sim.init(key), clients)  those at these positions are: a run of its own, or beside the others
+    one_shot(directions(k, params), way, delta)
 
 A canary needs an example, for clients without take no part.
 

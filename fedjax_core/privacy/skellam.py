@@ -2,8 +2,8 @@
 reveals, has enough.
 
     x = clip(u, C),   k = x / g rounded at random, again until |g k| is at most B            (g a power of two)
-    sent = k + Skellam(mu / n),   sum of sent = sum of k + Skellam(mu)                         mu = (z C /
-    g)^2 / (1 - dropped / n) B = min(C + g sqrt(d), sqrt(C^2 + g^2 d / 4 + g (C + g sqrt(d) / 2)))
+    sent = k + Skellam(mu / n),   sum of sent = sum of k + Skellam(mu)                         mu = (z C / g)^2 / (1 - dropped / n)
+    B = min(C + g sqrt(d), sqrt(C^2 + g^2 d / 4 + g (C + g sqrt(d) / 2)))
 
 Sums of Skellam variables are Skellam, so nothing is lost by adding them apart; whole numbers have no last
 bits that tell; and the ring of secure aggregation adds them exactly. The server need not be trusted to add

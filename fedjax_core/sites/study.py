@@ -4,8 +4,8 @@ A coordinator sends numbers, never code. So a site builds the study itself, from
 there and that its staff can read; the hash of what came out is in every message, and the site's policy says
 which hashes it takes part in.
 
-    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module
-    `heart.study` arguments = { lr = 0.001 }
+    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module `heart.study`
+    arguments = { lr = 0.001 }
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models

@@ -1,8 +1,7 @@
 """A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the
 simulator's `Buffer`.
 
-    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the
-    buffer
+    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the buffer
                         ▲                                                              │ `buffer.size` of them
                         └───────────────────── a step of the server ◄──────────────────┘
 

@@ -1,8 +1,7 @@
 """What sites tell of a model, and which of it is believed: every metric is pooled over those who tell it, and
 the others are named.
 
-    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation, each metric without those
-    it is not believed of
+    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation, each metric without those it is not believed of
 
 A site counts by the examples in its reply, which are at most those that it said before the first round. A
 value counts that is finite, within the range that the task says of it (`Task.ranges`), and not absurd: where

@@ -1,8 +1,7 @@
 """Authenticates replies: signature, sender, clock, replay, and the request that each answers. Everything else
 is refused and recorded.
 
-    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request
-    it answers ─► the reply
+    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request it answers ─► the reply
                    └ lost        └────────────────────────── refused: its code and reason in the audit log
 
 >>> from fedjax_core.sites.wire.identity import SiteKey

@@ -1,8 +1,7 @@
 """One exchange of a round under secure aggregation: the coordinator reads the sum of the reports, and no
 report.
 
-    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─►
-    shares ─► the sum ─► conclude
+    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─► shares ─► the sum ─► conclude
 
 Sites train first, so who is slow or down drops out before there is a secret to recover. After that each of
 four short stages goes on with those who answered it: a site that drops out before its masked report is there

@@ -4,8 +4,7 @@ stays.
     manifest ─► ask for IN_FLIGHT parts ─► digest? ─► in its place, and ask for the next ─► ... ─► the reply
                         └ lost: again, a little later     └ damaged: again
 
-    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─►
-    what comes of that
+    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─► what comes of that
 
 `AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has
 room for so many; a request goes to all sites at a time, as it is there once. The memory of a reply is taken

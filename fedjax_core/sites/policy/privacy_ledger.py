@@ -1,8 +1,8 @@
 """Counts what a site's updates have told so far as an epsilon, which the site's policy may limit.
 
     leaving: clip C, noise z, delta, epsilon      each update is clipped to C, and N(0, (z C)^2) or more is added
-    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of
-    it, before it does delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
+    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of it, before it does
+    delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
 
 Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more,
 less or other moves one by at most 2 / z standard deviations. Gaussian mechanisms one after another are one of

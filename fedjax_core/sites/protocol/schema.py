@@ -1,9 +1,8 @@
 """What the columns of a site are: their names, dtypes and shapes, and the names of their features, as sites
 say and compare it.
 
-    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a
-    digest of all of it the others have the same list, or the first entry that differs is named with both
-    sites
+    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a digest of all of it
+    the others have the same list, or the first entry that differs is named with both sites
 
 >>> import numpy as np
 >>> columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}]))

@@ -1,8 +1,7 @@
 """A site whose departments are clients of the round: each trains by itself in lanes, and one mean of all
 their reports leaves the site.
 
-    rows ─load.divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its
-    weight, how many ─► coordinator
+    rows ─load.divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its weight, how many ─► coordinator
 
 The stages of the uplink act on each department's report, as on any client's: each is clipped by itself. So
 what leaves is expanded already, and the coordinator runs `merged` of the round, whose uplink only has its

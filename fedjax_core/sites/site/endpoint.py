@@ -3,8 +3,7 @@ and client state.
 
     handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
 
-    decode ─► heard before? ─► clock ─► policy ─► parts: put together ─► handler ─► reply, in parts where it
-    is large
+    decode ─► heard before? ─► clock ─► policy ─► parts: put together ─► handler ─► reply, in parts where it is large
        └──────────── refused: a code and a reason, recorded ────────────────┘
 
 What a request may ask for is in `handlers.py`, and what it is answered from in `context.py`. The policy is
