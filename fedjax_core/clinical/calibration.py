@@ -37,7 +37,7 @@ class ErrorSums(NamedTuple):
 
     people: int
     squares: float  # sum of (risk - outcome)^2
-    fourth: float  # and of their squares
+    fourth: float  # sum of (risk - outcome)^4
 
 
 class BinSums(NamedTuple):

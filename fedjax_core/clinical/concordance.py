@@ -67,7 +67,8 @@ def concordance(counts: SurvivalCounts, *, exact: bool = False) -> Bounded:
         value = (right + tied / 2) / pairs if pairs else np.nan
         return Bounded(value, value, value)
     deaths, people = died.sum(axis=1), (died + left).sum(axis=1)
-    unknown = float((deaths * (people - deaths) + deaths * (deaths - 1) / 2).sum())  # of one bin of time
+    # Pairs in one bin of time.
+    unknown = float((deaths * (people - deaths) + deaths * (deaths - 1) / 2).sum())
     if pairs + unknown == 0:
         return Bounded(np.nan, np.nan, np.nan)
     value = (right + tied / 2) / pairs if pairs else np.nan

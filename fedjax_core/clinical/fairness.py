@@ -86,7 +86,7 @@ def gaps(
             f"a gap needs two groups of at least {minimum} people of each outcome; withheld: {sorted(withheld)}"
         )
     place = int(np.argmin(np.abs(edges - threshold)))
-    at_threshold(next(iter(shown.values())), edges, threshold)  # that it is an edge
+    at_threshold(next(iter(shown.values())), edges, threshold)  # raises where it is no edge
     largest: dict[str, Gap] = {}
     for name, which in (("sensitivity", (0,)), ("false positive rate", (1,)), ("positive", (0, 1))):
         part = {group: sum(int(each[i][place:].sum()) for i in which) for group, each in shown.items()}

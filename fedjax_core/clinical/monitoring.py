@@ -41,7 +41,7 @@ __all__ = [
     "weights",
 ]
 
-_LONGEST = 1_000_000  # periods of a simulated run
+_LONGEST = 1_000_000  # most periods of a simulated run
 
 
 class RunLength(NamedTuple):

@@ -41,7 +41,7 @@ METRICS = {
     "calibration": "calibration error",
 }
 ALL = "all hospitals"
-_Z = 1.959964  # of the normal distribution, for 95 %
+_Z = 1.959964  # the normal distribution's, for 95 %
 # Of drawn sets that are evaluated together: 16 million patients' counts take 4 such arrays.
 _DRAWN_BYTES = 32 << 20
 
@@ -185,7 +185,7 @@ def calibration_curve(
     known = np.isfinite(predictions.risk)
     predictions = Predictions(np.asarray(predictions.outcome)[known], np.asarray(predictions.risk)[known])
     _, tied, size = np.unique(predictions.risk, return_inverse=True, return_counts=True)
-    middle = np.cumsum(size) - size / 2  # of the places that patients of the same risk have among all
+    middle = np.cumsum(size) - size / 2  # the middle rank of patients with the same risk
     group = np.minimum((middle * groups / max(1, len(predictions.risk))).astype(int), groups - 1)[tied]
     count = np.bincount(group, minlength=groups)
     here = count > 0
@@ -266,7 +266,7 @@ def _or_score(estimate: Estimate, name: str, outside: Callable[[float], float]) 
     that share."""
     if not np.isnan(estimate.low) or estimate.value not in (0.0, 1.0):
         return estimate
-    low, high = 0.0, 1.0  # of the distance, halved until float64 has no more to give
+    low, high = 0.0, 1.0  # ends of the distance, halved until float64 has no more digits
     for _ in range(53):
         middle = (low + high) / 2
         low, high = (low, middle) if outside(middle) > 0 else (middle, high)
@@ -288,7 +288,7 @@ def _auroc_of(outcome: np.ndarray, risk: np.ndarray) -> Callable[[np.ndarray], n
     """The AUROC [S] of counts [S, n] of how often each patient is drawn; NaN where a drawn set has one
     outcome only."""
     order = np.argsort(risk)
-    starts = np.flatnonzero(np.r_[True, np.diff(risk[order]) > 0])  # of groups with equal risk
+    starts = np.flatnonzero(np.r_[True, np.diff(risk[order]) > 0])  # where groups of equal risk start
     ill_first = outcome[order].astype(int)
 
     def auroc(counts: np.ndarray) -> np.ndarray:

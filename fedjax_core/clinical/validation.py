@@ -46,7 +46,7 @@ class LeftOut(NamedTuple):
     left_out: dict[str, Estimate]  # each site's own, with its 95 % interval
     estimate: float  # the mean over sites
     interval: tuple[float, float]  # 95 % for the mean
-    prediction_interval: tuple[float, float]  # 95 % for a new hospital; NaN of fewer than three sites
+    prediction_interval: tuple[float, float]  # 95 % for a new hospital; NaN for fewer than three sites
     without: dict[str, str]  # sites that are not in the mean, and why
     meta: Meta  # on the scale on which it was pooled
 

@@ -106,8 +106,8 @@ class Guard:
         basis = basis[lengths > _TOLERANCE]  # orthonormal rows
         if not len(basis):
             return True
-        # A group can do so only if the squared lengths of its columns, of minimum - 1 atoms at most, sum to 1: few
-        # atoms are left to try.
+        # A group of at most minimum - 1 atoms can be singled out only if the squared lengths of its columns sum
+        # to 1: few atoms are left to try.
         shares = (basis**2).sum(axis=0)
         able = shares + np.sort(shares)[::-1][: self.minimum - 2].sum() >= 1 - _TOLERANCE
         place = {each: i for i, each in enumerate(sets)}
@@ -118,8 +118,8 @@ class Guard:
             tried += 1
             if tried > self.combinations:
                 return False
-            # A combination of the rows is 0 outside of the group just where its columns there have the length of the whole:
-            # 1.
+            # A combination of the rows is 0 outside of the group just where its columns in the group have the
+            # length of the whole, 1.
             turns, inside, _ = np.linalg.svd(basis[:, group], full_matrices=False)
             alike = inside > 1 - _TOLERANCE
             if not alike.any():

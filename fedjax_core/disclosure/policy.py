@@ -44,7 +44,7 @@ class OutputPolicy:
     """Dominance, p %: the second largest contributor cannot guess the largest to within this many percent."""
     levels: int = 40
     level_share: float = 0.33
-    """Levels of a factor: at most so many, and at most so many for each person."""
+    """Levels of a factor: at most `levels`, and at most `level_share` for each person."""
     bin_share: float = 0.33
     """Most bins of a histogram for each person."""
     extremes: Extremes = "refuse"

@@ -80,7 +80,7 @@ class Statistic(Protocol):
     table without rows."""
 
     @property
-    def columns(self) -> tuple[str, ...]: ...  # that it reads
+    def columns(self) -> tuple[str, ...]: ...  # the columns that it reads
     def sums(self, table: Table, limits: Limits) -> Sums: ...
 
 

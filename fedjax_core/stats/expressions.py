@@ -82,7 +82,7 @@ def evaluate(expression: Expression, table: Table) -> np.ndarray:
         labels = table.labels(rest[0])
         return np.where(labels == "", np.nan, (labels == rest[1]) == (kind == "is"))
     parts = [evaluate(one, table) for one in rest]
-    with np.errstate(all="ignore"):  # what is not finite is counted, and refused by its column's name
+    with np.errstate(all="ignore"):  # values that are not finite are refused later, by column
         values = np.asarray((_FUNCTIONS[kind] if len(parts) == 1 else _OPERATORS[kind])(*parts), np.float64)
     return np.where(np.any([np.isnan(part) for part in parts], axis=0), np.nan, values)
 
