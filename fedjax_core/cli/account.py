@@ -44,7 +44,7 @@ def show(path: Positional[Path]) -> None:
     leaving = None if site_file.policy is None else Policy.read(site_file.policy).leaving
     if leaving is None or leaving.delta is None:
         print(
-            f"mu^2 = {ledger.told:.6g}; the site's policy has no leaving.delta at which an epsilon could be said"
+            f"mu^2 = {ledger.privacy_loss:.6g}; the site's policy has no leaving.delta at which an epsilon could be said"
         )
         return
     limit = (
@@ -53,7 +53,7 @@ def show(path: Positional[Path]) -> None:
         else f"up to {leaving.epsilon:g} may be (leaving.epsilon)"
     )
     print(
-        f"an epsilon of {epsilon(ledger.told, leaving.delta):.4g} at delta {leaving.delta:g} told so far; {limit}"
+        f"an epsilon of {epsilon(ledger.privacy_loss, leaving.delta):.4g} at delta {leaving.delta:g} told so far; {limit}"
     )
 
 

@@ -31,7 +31,7 @@ def doctor(
     )
     checks = examination.examine(path, examination.beside(path, settings))
     for one in checks:
-        print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.said}")
+        print(f"{'-' if one.fine is None else 'ok' if one.fine else 'NO':3}{one.what:12}{one.message}")
     if wrong := [one.what for one in checks if one.fine is False]:
         raise RuntimeError(f"{path}: not ready to join, for {', '.join(wrong)} (see NO above)")
     print(f"{path}: ready to join.")

@@ -234,7 +234,7 @@ def _warn_of_unfit(file: Path, checks: Collection[str]) -> None:
     for finding in examine(file, only=checks):
         if finding.fine is False:
             log.warning(
-                "%s will take no part until that is mended: %s (%s)", file.parent.name, finding.said, file
+                "%s will take no part until that is mended: %s (%s)", file.parent.name, finding.message, file
             )
             return
 

@@ -26,10 +26,10 @@ def connect(
     if transport == "ray":
         from fedjax_core.sites.transport.ray_actors import RayTransport
 
-        found = RayTransport(
+        ray_transport = RayTransport(
             files, study, coordinator, address=address, insecure_local=insecure_local, watched=watched
         )
-        return found, found.keys
+        return ray_transport, ray_transport.keys
     return transport, {}
 
 
@@ -39,12 +39,12 @@ def counted(transport: Any) -> dict[str, int]:
     return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
 
 
-def _site(about: SiteFile, study: Study, coordinator: PublicKey) -> Site:
+def _site(site_file: SiteFile, study: Study, coordinator: PublicKey) -> Site:
     """The site; what its data raise is told with its name."""
     try:
-        return Site(about, study, coordinator)
+        return Site(site_file, study, coordinator)
     except Exception as error:
-        error.add_note(f"It is the site {about.name} that could not start.")
+        error.add_note(f"It is the site {site_file.name} that could not start.")
         raise
 
 

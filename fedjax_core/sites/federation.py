@@ -23,8 +23,8 @@ model and numbers.
 >>> sites = [SiteFile(name=name, data=columns) for name, columns in data.items()]
 >>> with Federation(composed, sites, batch_size=2, transport="in-process") as federation:
 ...     state, metrics = federation.run(federation.init(jax.random.key(0)), [0, 1])
-...     found = federation.evaluate(state)
->>> int(state.round), float(metrics["examples"]), found.sizes.tolist(), bool(found.pooled["loss"] < 1.0)
+...     evaluation = federation.evaluate(state)
+>>> int(state.round), float(metrics["examples"]), evaluation.sizes.tolist(), bool(evaluation.pooled["loss"] < 1.0)
 (1, 8.0, [3, 5], True)
 """
 
@@ -65,7 +65,7 @@ from fedjax_core.sites.coordinator.server import merged
 from fedjax_core.sites.coordinator.statistics import collect_sums
 from fedjax_core.sites.coordinator.synchronous import SynchronousRounds
 from fedjax_core.sites.coordinator.synchronous import Versions as Versions
-from fedjax_core.sites.protocol.request import About, Requests, addresses
+from fedjax_core.sites.protocol.request import Requests, RunContext, addresses
 from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
@@ -175,12 +175,12 @@ class Federation:
             )
             written = CoordinatorLog(audited, run_name)
             self._record = written.record
-            self._transport, found = connect(
+            self._transport, site_keys = connect(
                 files, self.study, self._key.public, transport, address=address, insecure_local=insecure_local,
                 watched=rules.idle_seconds is not None, closing=self._exit,
             )  # fmt: skip
             self._exit.callback(self._transport.close)
-            self._roster = roster or Roster(found)
+            self._roster = roster or Roster(site_keys)
             check_keys(self._names, self._roster, self._transport)
             self._requests = Requests(
                 run_name, self.study.hash, addresses(self._names), self._key, self._record
@@ -190,9 +190,9 @@ class Federation:
             self._collector = Collector(
                 self._requests, self._names, self._transport, self._roster, rules, self._record
             )
-            written.heard = lambda who: self._collector.replies.heads.get(who, (0, None))
+            written.latest_head = lambda site: self._collector.replies.heads.get(site, (0, None))
             path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            # which this process started, with what it handed over
+            # On a Ray that this process started, it handed the sites' data over itself.
             try_on_ray = transport == "ray" and address is None and roster is None
             agreed = (
                 counted(self._transport)
@@ -202,7 +202,7 @@ class Federation:
                 else {}
             )
             agreed |= self._roster.examples
-            about = describe(
+            descriptions = describe(
                 self._collector,
                 self._requests,
                 path,
@@ -211,12 +211,12 @@ class Federation:
                 agreed=agreed,
                 record=self._record,
             )
-            self.clients = Population(self._names, about, departments)
+            self.clients = Population(self._names, descriptions, departments)
             self._joining = Joining(
                 self._collector,
                 self._requests,
                 self.clients,
-                about,
+                descriptions,
                 path,
                 departments,
                 held_out,
@@ -348,21 +348,23 @@ class Federation:
         Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer,
         does not tell it, or is not believed.
         """
-        who = as_cohort(clients, len(self.clients)).clients.tolist()
-        believed, reasons = self._ask(state, who)
-        found = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
+        positions = as_cohort(clients, len(self.clients)).clients.tolist()
+        believed, reasons = self._ask(state, positions)
+        metrics = pooling.evaluation(self._names, believed, reasons, self.judged_on).clients
         return {
-            name: np.array([np.nan if (at, name) in believed.doubts else x[at] for at in who])
-            for name, x in found.items()
+            name: np.array(
+                [np.nan if (position, name) in believed.doubts else x[position] for position in positions]
+            )
+            for name, x in metrics.items()
         }
 
-    def _ask(self, state: State, who: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
+    def _ask(self, state: State, positions: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
         """(what these sites tell of the state's model, why others of them do not)."""
-        about = About(state, self._rounds.versions(state))
+        context = RunContext(state, self._rounds.versions(state))
         return evaluation.ask(
             self.round.algorithm,
-            about,
-            who,
+            context,
+            positions,
             self._requests,
             self._collector,
             self.clients,
@@ -413,9 +415,9 @@ class Federation:
         """
         return self._lacked.of(round - 1)
 
-    def note(self, what: str, round: int, about: Mapping[str, Scalar]) -> None:
+    def note(self, what: str, round: int, details: Mapping[str, Scalar]) -> None:
         """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
-        self._record(COORDINATOR, what, round, about)
+        self._record(COORDINATOR, what, round, details)
 
     def _checked(self, rules: Rules) -> Rules:
         if self.buffer is not None:

@@ -14,7 +14,7 @@ records it in its audit log, and is not started.
 >>> _ = path.write_text("".join(f'{name} = "{value}"\\n' for name, value in settings.items()))
 >>> _ = copy.write_text('name = "charite"\\npolicy = "another.toml"\\nresources = { charite = 1.0 }')
 >>> own = find("charite", {VARIABLE: str(path)})
->>> check(own, SiteFile.read(copy).said)
+>>> check(own, SiteFile.read(copy).digests)
 Traceback (most recent call last):
 fedjax_core.sites.own_file.NotOwn: the coordinator's copy of charite's file has another 'policy' than the site's own, which counts...
 >>> folder.cleanup()
@@ -47,19 +47,20 @@ def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
             f"{VARIABLE} is not set on the machine where {name} was to start, so its own file is not known: start Ray there "
             "with `fedjax-core node site.toml`, which sets it to the path of that file, or set it for `ray start`"
         )
-    wrong, found = "", []
+    wrong, files = "", []
     for path in paths(value):
         try:
-            found.append(SiteFile.read(path))
+            files.append(SiteFile.read(path))
         except (OSError, ValueError) as error:
             wrong = f", and one cannot be read ({type(error).__name__}): `fedjax-core doctor` says why"
-    mine = [one for one in found if one.name == name]
-    if len(mine) != 1:
+    matches = [one for one in files if one.name == name]
+    if len(matches) != 1:
         raise NotOwn(
-            f"{VARIABLE} on the machine where {name} was to start names {len(mine) or 'no'} files of a site of this name{wrong}. Correct "
+            f"{VARIABLE} on the machine where {name} was to start names {len(matches) or 'no'} files of a site of this "
+            f"name{wrong}. Correct "
             "it there, or correct resources = {...} in the coordinator's copy where the machine is another site's"
         )
-    return mine[0]
+    return matches[0]
 
 
 def paths(value: str) -> list[Path]:
@@ -74,7 +75,7 @@ def check(own: SiteFile, copy: Mapping[str, str]) -> None:
     """Raises `NotOwn` where the site's own file leaves to the coordinator what is the site's, or the
     coordinator's copy differs from it.
 
-    `copy`: of each setting in the copy, its digest (`SiteFile.said`). Where Ray places the site is the
+    `copy`: of each setting in the copy, its digest (`SiteFile.digests`). Where Ray places the site is the
     coordinator's to say, unless the site's file says it, too.
     """
     for setting, what in (
@@ -89,7 +90,7 @@ def check(own: SiteFile, copy: Mapping[str, str]) -> None:
     if odd := [
         name
         for name, digest in sorted(copy.items())
-        if own.said.get(name, digest if name in PLACE else "") != digest
+        if own.digests.get(name, digest if name in PLACE else "") != digest
     ]:
         raise NotOwn(
             f"the coordinator's copy of {own.name}'s file has another {listed(odd)} than the site's own, which counts. Leave everything "

@@ -22,8 +22,8 @@ It is the site's, and lies at the site: a coordinator's copy needs `name` and `r
 >>> with tempfile.TemporaryDirectory() as folder:
 ...     path = Path(folder) / "site.toml"
 ...     _ = path.write_text('name = "charite"\\ndata = "heart"')
-...     found = SiteFile.read(path)
-...     found.name, found.data == path.parent / "heart", found.folder
+...     site_file = SiteFile.read(path)
+...     site_file.name, site_file.data == path.parent / "heart", site_file.folder
 ('charite', True, None)
 """
 
@@ -100,7 +100,7 @@ class SiteFile:
     [departments, updates, batch size] where it has some."""
     file: Path | None = field(default=None, compare=False)
     """Where it was read; None: made in Python, in one's own process or trust domain."""
-    said: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     """Of each setting in the file, a digest of it as it stands there."""
 
     def __post_init__(self) -> None:
@@ -119,31 +119,31 @@ class SiteFile:
     def read(cls, path: str | Path) -> "SiteFile":
         """The site in a TOML file; relative paths begin at the file's folder."""
         try:
-            found = tomllib.loads(read_text(path))
+            settings = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
-        known = [f.name for f in dataclasses.fields(cls) if f.name not in ("order", "file", "said")]
-        if wrong := sorted(set(found) - set(known)) or sorted({"name"} - set(found)):
+        known = [f.name for f in dataclasses.fields(cls) if f.name not in ("order", "file", "digests")]
+        if wrong := sorted(set(settings) - set(known)) or sorted({"name"} - set(settings)):
             raise ValueError(
                 f"{path}: {listed(wrong)} is unknown or missing; a site has name and data, and may have {', '.join(known)}"
             )
         kinds: dict[str, Any] = {"left_gb": (int, float), **dict.fromkeys(("arguments", *PLACE), dict)}
-        if odd := [name for name, value in found.items() if not isinstance(value, kinds.get(name, str))]:
+        if odd := [name for name, value in settings.items() if not isinstance(value, kinds.get(name, str))]:
             raise ValueError(
                 f"{path}: {listed(odd)} is of another kind than it should be: arguments and resources are tables, names text"
             )
-        said = {
+        digests = {
             name: sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
-            for name, value in found.items()
+            for name, value in settings.items()
         }
         for name in ("folder", "account", "policy", "key", "coordinator", "roster"):
-            if name in found:
-                found[name] = _beside(path, found[name])
-        if "data" in found and (
-            (folder := _beside(path, found["data"])).exists() or not is_function(found["data"])
+            if name in settings:
+                settings[name] = _beside(path, settings[name])
+        if "data" in settings and (
+            (folder := _beside(path, settings["data"])).exists() or not is_function(settings["data"])
         ):
-            found["data"] = folder
-        return cls(**found, file=Path(path), said=said)
+            settings["data"] = folder
+        return cls(**settings, file=Path(path), digests=digests)
 
     @property
     def carried(self) -> list[str]:
@@ -153,29 +153,31 @@ class SiteFile:
         def differs(value: Any, usual: Any) -> bool:
             return value is not usual and (usual is None or value != usual)
 
-        mine = [f.name for f in dataclasses.fields(self) if f.name not in ("name", *PLACE, "file", "said")]
-        return [name for name in mine if differs(getattr(self, name), getattr(bare, name))]
+        names = [
+            f.name for f in dataclasses.fields(self) if f.name not in ("name", *PLACE, "file", "digests")
+        ]
+        return [name for name in names if differs(getattr(self, name), getattr(bare, name))]
 
 
 def _beside(file: str | Path, name: str) -> Path:
     """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs
     the site."""
-    # the bytes of the file's UTF-8, whatever the locale says that paths are
+    # Paths are the file's UTF-8 bytes, whatever the locale's encoding.
     name = os.fsdecode(name.encode())
     return Path(file).parent / Path(name).expanduser()
 
 
-def load_key(about: SiteFile) -> SiteKey:
+def load_key(site_file: SiteFile) -> SiteKey:
     """The site's key; made where the file names none."""
-    if about.key is not None:
-        key = SiteKey.load(about.key)
-    elif about.folder is None:
-        key = SiteKey.make(about.name)
+    if site_file.key is not None:
+        key = SiteKey.load(site_file.key)
+    elif site_file.folder is None:
+        key = SiteKey.make(site_file.name)
     else:
-        path = about.folder / f"{about.name}.key"
+        path = site_file.folder / f"{site_file.name}.key"
         if not path.exists():
-            SiteKey.make(about.name).save(about.folder)
+            SiteKey.make(site_file.name).save(site_file.folder)
         key = SiteKey.load(path)
-    if key.name != about.name:
-        raise ValueError(f"{about.key} is the key of {key.name!r}, not of {about.name!r}")
+    if key.name != site_file.name:
+        raise ValueError(f"{site_file.key} is the key of {key.name!r}, not of {site_file.name!r}")
     return key

@@ -148,16 +148,16 @@ class Study:
         That is all settings, the files of every package whose code computes or decides what leaves (`code`),
         the version of fedjax_core, and whether JAX computes in 64 bits. The order in which a site takes its
         rows is its own."""
-        return identity(self._said | {"fedjax_core": version(), "bits": bits()})
+        return identity(self._settings | {"fedjax_core": version(), "bits": bits()})
 
     @cached_property
     def code(self) -> dict[str, str]:
         """{package: digest of its files} of the packages that are in the hash."""
-        return code_of(self._said)
+        return code_of(self._settings)
 
     @property
-    def _said(self) -> dict[str, Any]:
-        said = {
+    def _settings(self) -> dict[str, Any]:
+        settings = {
             name: getattr(self, name)
             for name in ("round", "batch_size", "epochs", "steps", "seed", "epsilon")
         }
@@ -167,7 +167,7 @@ class Study:
             "features": self.features,
             "held_out": self.held_out,
         }
-        return said | {name: value for name, value in more.items() if value}
+        return settings | {name: value for name, value in more.items() if value}
 
     @property
     def measurable(self) -> bool:
@@ -222,10 +222,10 @@ def build(name: str, arguments: Mapping[str, Any]) -> Study:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise ValueError(f"{name} does not take the arguments {dict(arguments)}: {error}") from None
-    found = function(**arguments)
-    if not isinstance(found, Study):
-        raise ValueError(f"{name} must return a fedjax_core.sites.study.Study, got {type(found).__name__}")
-    return found
+    study = function(**arguments)
+    if not isinstance(study, Study):
+        raise ValueError(f"{name} must return a fedjax_core.sites.study.Study, got {type(study).__name__}")
+    return study
 
 
 def is_function(name: str) -> bool:
@@ -243,18 +243,18 @@ def named(name: str) -> Callable[..., Any]:
             f"{name!r} is of Python's own library: name a function of the package that is installed for the study"
         )
     try:
-        found = getattr(importlib.import_module(module), function, None) if module and function else None
+        value = getattr(importlib.import_module(module), function, None) if module and function else None
     except ModuleNotFoundError as error:
         raise ValueError(
             f"{name!r} is not to be had: no module {error.name!r} here. Install it, or start where it lies"
         ) from error
-    if not callable(found):
+    if not callable(value):
         raise ValueError(
             f"{name!r} names no function: write module:function, and install the module at the site"
         )
-    inner = inspect.unwrap(found)
+    inner = inspect.unwrap(value)
     if not inspect.isfunction(inner) or inner.__module__.partition(".")[0] != package:
         raise ValueError(
             f"{name!r} is no function that is written in {package!r}: name one that is, so that the site's staff can read it"
         )
-    return found
+    return value

@@ -164,7 +164,7 @@ def test_policies_let_leave_what_the_study_prepares_by(prepared):
 
 def policy_says(file):
     """What the doctor says of a policy that is fit."""
-    return next(one.said for one in examine(file) if one.what == "policy" and one.fine)
+    return next(one.message for one in examine(file) if one.what == "policy" and one.fine)
 
 
 def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp_path):
@@ -173,7 +173,7 @@ def test_the_doctor_says_what_a_policy_lacks_for_the_preprocessing(prepared, tmp
     path, file = tmp_path / "mayo" / "policy.toml", tmp_path / "mayo" / "site.toml"
 
     def wrong():
-        return {one.what: one.said for one in examine(file) if one.fine is False}
+        return {one.what: one.message for one in examine(file) if one.fine is False}
 
     assert wrong() == {}
     assert "however few" not in policy_says(file)

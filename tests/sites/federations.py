@@ -109,7 +109,7 @@ def begin_anew(sites, transport, at):
 def anew(site):
     """The same site after it was killed: another over its folder."""
     site.__exit__()
-    return Site(site.context.about, site.context.study, COORDINATOR.public).__enter__()
+    return Site(site.context.site_file, site.context.study, COORDINATOR.public).__enter__()
 
 
 def whole(fed, sites, state):

@@ -14,7 +14,7 @@ from fedjax_core.metrics import summary
 from fedjax_core.sites.audit import show
 from fedjax_core.sites.federation import Paused, Rules
 from fedjax_core.sites.protocol.report import LEFT
-from fedjax_core.sites.protocol.request import About
+from fedjax_core.sites.protocol.request import RunContext
 from fedjax_core.sites.wire.canonical import in_lines, is_scalar, of_lines
 from fedjax_core.sites.wire.envelope import decode, header_of
 from tests.contracts import assert_close, assert_equal, entries_of
@@ -261,7 +261,12 @@ def test_sites_refuse_what_is_not_theirs_to_answer(stateful, tmp_path):
         fed.init(jax.random.key(1))
         state = fed.init(jax.random.key(1))
         raw = fed._requests.write(
-            "train", 0, to=NAMES, about=About(state, np.zeros(4, np.int32)), body={"message": 1}, draws=True
+            "train",
+            0,
+            to=NAMES,
+            context=RunContext(state, np.zeros(4, np.int32)),
+            body={"message": 1},
+            draws=True,
         )
         cases = {
             "not-an-envelope": b"hello, site",

@@ -96,7 +96,9 @@ def refusals(home):
 
 def copy(home, **settings):
     """What comes along of a coordinator's copy that has these settings."""
-    return SiteFile.read(write(home / "coordinator" / "charite.toml", {"name": "charite", **settings})).said
+    return SiteFile.read(
+        write(home / "coordinator" / "charite.toml", {"name": "charite", **settings})
+    ).digests
 
 
 def test_a_site_starts_from_its_own_file_and_keeps_its_policy(home):
@@ -150,16 +152,18 @@ def test_a_copy_that_differs_is_refused_and_recorded_by_the_name_of_the_setting(
 
 
 def test_all_settings_of_a_site_are_compared():
-    fields = {name for name in SiteFile.__dataclass_fields__ if name not in ("name", "order", "file", "said")}
+    fields = {
+        name for name in SiteFile.__dataclass_fields__ if name not in ("name", "order", "file", "digests")
+    }
     assert fields == set(ANOTHER) and set(FULL) == {"name", *ANOTHER}
 
 
 def test_a_copy_that_is_the_same_or_says_less_is_as_good_as_none(home):
     own = SiteFile.read(home / "site.toml")
-    check(own, own.said)
-    for name in own.said:
-        check(own, {other: digest for other, digest in own.said.items() if other != name})
-    elsewhere = dict(own.said) | {"node": "0", "resources": "0"}
+    check(own, own.digests)
+    for name in own.digests:
+        check(own, {other: digest for other, digest in own.digests.items() if other != name})
+    elsewhere = dict(own.digests) | {"node": "0", "resources": "0"}
     with pytest.raises(NotOwn, match="'node', 'resources'"):
         check(own, elsewhere)
     placed = SiteFile.read(
@@ -279,7 +283,9 @@ def test_what_crosses_when_an_actor_is_made_is_a_name_and_digests(home, monkeypa
     )
     ray_actors.RayTransport([one], study(0.1), COORDINATOR.public, address=address, watched=False)
     name, said, handed = started.handed[0]
-    assert name == "charite" and said == dict(one.said) and all(len(digest) == 64 for digest in said.values())
+    assert (
+        name == "charite" and said == dict(one.digests) and all(len(digest) == 64 for digest in said.values())
+    )
     assert (handed is None) == (made == "path" or address is not None)
 
 

@@ -20,34 +20,34 @@ class CoordinatorLog:
 
     def __init__(self, audited: Log | None, run_name: str) -> None:
         self.log, self.run_name = audited, run_name
-        self.heard: Callable[[str], tuple[int, str | None]] = lambda who: (0, None)
+        self.latest_head: Callable[[str], tuple[int, str | None]] = lambda party: (0, None)
         """(number of a site's last message, the head of its log that the message had)."""
         self._heads: dict[str, str] = {}  # of each site, the last that was recorded
 
-    def record(self, who: str, what: str, number: int, about: Mapping[str, Scalar]) -> None:
+    def record(self, party: str, what: str, number: int, details: Mapping[str, Scalar]) -> None:
         """Writes an entry: who did what in which round."""
         if self.log is not None:
             plain = {
-                k: printable(v)[:1000] if isinstance(v, str) else v for k, v in about.items()
-            } | self._heard_head(who, number)
+                k: printable(v)[:1000] if isinstance(v, str) else v for k, v in details.items()
+            } | self._new_head(party, number)
             # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a
             # site.
             self.log.record(
-                who,
+                party,
                 what,
                 run=self.run_name,
                 round=number,
                 about=plain,
-                wait=who == COORDINATOR and what != "asked",
+                wait=party == COORDINATOR and what != "asked",
             )
 
-    def _heard_head(self, who: str, number: int) -> dict[str, Scalar]:
+    def _new_head(self, party: str, number: int) -> dict[str, Scalar]:
         """The head of this site's own log, where its last message had a new one."""
-        message, head = self.heard(who) if who != COORDINATOR else (0, None)
-        if self.log is None or head is None or head == self._heads.get(who):
+        message, head = self.latest_head(party) if party != COORDINATOR else (0, None)
+        if self.log is None or head is None or head == self._heads.get(party):
             return {}
-        self._heads[who] = head
-        if (wrong := self.log.hold(who, self.run_name, message, head)) is not None:
+        self._heads[party] = head
+        if (wrong := self.log.hold(party, self.run_name, message, head)) is not None:
             log.warning("%s. Ask its staff to prove it: fedjax-core audit verify", wrong)
-            self.log.record(who, "head went back", run=self.run_name, round=number, about={"reason": wrong})
-        return {f"{HELD}{who}": head}
+            self.log.record(party, "head went back", run=self.run_name, round=number, about={"reason": wrong})
+        return {f"{HELD}{party}": head}

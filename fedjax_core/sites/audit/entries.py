@@ -49,11 +49,11 @@ class Head(NamedTuple):
     @classmethod
     def parse(cls, text: str) -> "Head":
         """The head in its text form; raises ValueError for anything else."""
-        if not (found := _HEAD.fullmatch(text.strip())):
+        if not (match := _HEAD.fullmatch(text.strip())):
             raise ValueError(
                 f"{shown(text)} is not the head of a log: it reads like 17:<64 hexadecimal digits>, as `fedjax-core audit head` prints"
             )
-        return cls(int(found[1]), found[2])
+        return cls(int(match[1]), match[2])
 
     def __str__(self) -> str:
         return f"{self.n}:{self.digest}"
@@ -163,7 +163,7 @@ def parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
     """(entry, the bytes that are signed, signature)."""
     try:
         entry, signature = msgspec.structs.astuple(
-            read_json(_LINE, line, "the line", 3, lambda found, said: Refused("it is no entry"))
+            read_json(_LINE, line, "the line", 3, lambda value, problem: Refused("it is no entry"))
         )
     except Refused as refusal:
         raise AuditError(f"{where} was edited or damaged: {refusal}") from None
@@ -189,12 +189,12 @@ def spelt(entry: Entry) -> bytes:
             return body
     except (ValueError, TypeError, msgspec.MsgspecError):  # of a value, which is found below
         pass
-    about = {
+    details = {
         name: str(x) if isinstance(x, float) and not math.isfinite(x) else x
         for name, x in entry.about.items()
     }
     for name, value in (
-        *about.items(),
+        *details.items(),
         ("who", entry.who),
         ("what", entry.what),
         ("run", entry.run),
@@ -204,7 +204,7 @@ def spelt(entry: Entry) -> bytes:
             raise ValueError(
                 f"{name} of a {entry.what!r} entry is of type {type(value).__name__}, or no single line; record a digest of it instead"
             )
-    return dumps(msgspec.structs.replace(entry, about=about))
+    return dumps(msgspec.structs.replace(entry, about=details))
 
 
 def digest(line: bytes) -> str:

@@ -72,8 +72,8 @@ class Heads:
         if not path.exists():
             return None
         try:
-            found: Any = loads(path.read_bytes(), "the file", levels=4)
-            body, signature = found["heads"], bytes.fromhex(found["signature"])
+            document: Any = loads(path.read_bytes(), "the file", levels=4)
+            body, signature = document["heads"], bytes.fromhex(document["signature"])
             held = {
                 str(name): Held(str(one["run"]), int(one["message"]), Head.parse(one["head"]))
                 for name, one in body["held"].items()

@@ -160,7 +160,7 @@ class Log:
             who=who, what=what, run=run, round=round, about=dict(about or {}),
         )  # fmt: skip
         body = spelt(entry)
-        # as `dumps` would spell it
+        # The same text as `dumps` would write.
         line = b'{"entry":%b,"signature":"%b"}' % (
             body,
             self.key.sign(PURPOSE, body).hex().encode(),
@@ -219,17 +219,17 @@ class Log:
             norm = measure(tensors) if norm is None else norm
         except NotFinite:  # the ledger tells what left, however bad
             norm = math.nan
-        about: dict[str, Scalar] = {
+        details: dict[str, Scalar] = {
             "recipient": header.recipient, "kind": header.kind, "exchange": header.exchange, "sequence": header.sequence,
             "bytes": size, "tensors": len(tensors), "numbers": sum(x.size for x in tensors.values()), "norm": norm,
             "digest": header.digest, **in_lines("fields", sorted(header.fields)), "decision": decision, **(more or {}),
         }  # fmt: skip
         small = len(tensors) <= _FEW and sum(x.nbytes for x in tensors.values()) <= _SMALL
         for name, value in header.fields.items():
-            about[f"{SENT}{name}"] = value
+            details[f"{SENT}{name}"] = value
         for name, x in tensors.items() if small else ():
-            about |= in_lines(f"{NUMBERS}{name}", map(str, x.ravel()))
-        self.record(header.sender, "left", run=header.run, round=header.round, about=about)
+            details |= in_lines(f"{NUMBERS}{name}", map(str, x.ravel()))
+        self.record(header.sender, "left", run=header.run, round=header.round, about=details)
 
     def rest(self) -> None:
         """Lets go of the file that is being written, which the next entry opens again: for whoever changes
@@ -253,7 +253,7 @@ class Log:
             self._heads = open(os.open(self.folder / HEADS, os.O_RDWR | os.O_CREAT, 0o600), "wb", buffering=0)  # noqa: SIM115  closed with the log
             self._heads_bytes = os.fstat(self._heads.fileno()).st_size
         text = Heads(self.durable, self.held).signed(self.key)
-        # in one go, so that a process that is killed leaves the old one or this
+        # One write, so that a killed process leaves either the old text or the new.
         os.pwrite(self._heads.fileno(), text, 0)
         if len(text) < self._heads_bytes:
             os.ftruncate(self._heads.fileno(), len(text))
@@ -262,9 +262,9 @@ class Log:
     def _open(self) -> None:
         """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have
         such a remainder."""
-        found = files(self.folder)
-        torn = _cut_torn(found[-1]) if found else None
-        last = last_line(found)
+        paths = files(self.folder)
+        torn = _cut_torn(paths[-1]) if paths else None
+        last = last_line(paths)
         if last is not None:
             where, line = last
             self.head = Head(read(line, where, self.keys).n, digest(line))
@@ -272,14 +272,14 @@ class Log:
         if torn is not None:
             self.record(self.key.name, "recovered", about=torn)
         if wrong is not None:
-            what, about = wrong
-            self.record(self.key.name, what, about=about)
-            said = "; ".join(f"{name} {value}" for name, value in about.items())
+            what, details = wrong
+            self.record(self.key.name, what, about=details)
+            summary = "; ".join(f"{name} {value}" for name, value in details.items())
             log.warning(
                 "the audit log %s: %s (%s). Keep it as it is, and compare with whoever holds its head",
                 self.folder,
                 what,
-                said,
+                summary,
             )
 
     def _missing(self) -> tuple[str, dict[str, Scalar]] | None:
@@ -309,12 +309,12 @@ class Log:
         if self._file is not None and self._end >= self._file_bytes:
             self.rest()
         if self._file is None:
-            found = files(self.folder)
-            full = not found or found[-1].stat().st_size >= self._file_bytes
+            paths = files(self.folder)
+            full = not paths or paths[-1].stat().st_size >= self._file_bytes
             path = (
-                self.folder / f"audit-{number(found[-1]) + 1 if found else 1:06d}.jsonl"
+                self.folder / f"audit-{number(paths[-1]) + 1 if paths else 1:06d}.jsonl"
                 if full
-                else found[-1]
+                else paths[-1]
             )
             self._file = open(path, "ab", buffering=0, opener=opener)  # noqa: SIM115  closed with the log
             self._end = os.fstat(self._file.fileno()).st_size

@@ -68,17 +68,17 @@ def verify(
     wanted = [("the exported head", head)] if head is not None else []
     wanted += [(f"the head that {name} holds", one) for name, every in (held or {}).items() for one in every]
     wanted += [(f"the head in its {HEADS}", own.own)] if own is not None else []
-    at: dict[int, list[tuple[str, Head]]] = {}
+    expected: dict[int, list[tuple[str, Head]]] = {}
     for whose, one in wanted:
         if one.n == removed.n and one != removed:
             raise AuditError(
                 f"{folder} is anchored at entry {one.n}, but not the one that {whose} names: the log was written anew"
             )
-        at.setdefault(one.n, []).append((whose, one))
+        expected.setdefault(one.n, []).append((whose, one))
     last: Head | None = None
     for where, line in lines(paths):
         entry = read(line, where, known)
-        # a removal that was cut short left more than it should have, which must lead to the anchor
+        # A removal that was interrupted leaves more entries than it should; they must lead to the anchor.
         if last is None:
             last = (
                 Head(entry.n - 1, entry.prev)
@@ -103,7 +103,7 @@ def verify(
             raise AuditError(
                 f"{where} is entry {removed.n}, but not the one that the anchor names: the log was written anew"
             )
-        for whose, one in at.get(entry.n, ()):
+        for whose, one in expected.get(entry.n, ()):
             if last != one:
                 raise AuditError(
                     f"{where} is entry {one.n}, but not the one that {whose} names: the log was written anew"
@@ -138,12 +138,12 @@ def held_by(
     """
     known = set(keys)
     verify(folder, known)
-    found = Heads.read(folder, known)
-    every = [] if found is None or owner not in found.held else [found.held[owner]]
+    heads = Heads.read(folder, known)
+    every = [] if heads is None or owner not in heads.held else [heads.held[owner]]
     every += [
-        Held(one.run, 0, Head.parse(str(said)))
+        Held(one.run, 0, Head.parse(str(text)))
         for one in show(folder)
-        if (said := one.about.get(f"{HELD}{owner}")) is not None
+        if (text := one.about.get(f"{HELD}{owner}")) is not None
     ]
     return sorted({held.head for held in every if runs is None or held.run in runs})
 
@@ -174,8 +174,8 @@ class Anchor:
         if not path.exists():
             return None
         try:
-            found: Any = loads(path.read_bytes(), "the anchor")
-            body, signature = found["anchor"], bytes.fromhex(found["signature"])
+            document: Any = loads(path.read_bytes(), "the anchor")
+            body, signature = document["anchor"], bytes.fromhex(document["signature"])
             anchor = cls(
                 head=Head.parse(f"{body['n']}:{body['digest']}"),
                 time=float(body["time"]),

@@ -42,25 +42,25 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
     they are gone. Raises `AuditError`, and removes nothing, where the log does not verify or the archive is
     of another log."""
     verify(log.folder, log.keys)
-    found = list(heads(log.folder))
+    entries = list(heads(log.folder))
     gone = 0
-    while gone < len(found) - 1 and found[gone][0] < before:
+    while gone < len(entries) - 1 and entries[gone][0] < before:
         gone += 1
     if not gone:
         return None
     if archive is not None:
         first = next(show(log.folder))
-        _begin(archive, log.folder, {Head(first.n - 1, first.prev), *(head for _, head in found[:gone])})
-    anchor = Anchor(head=found[gone - 1][1], time=time.time(), key=log.key.public.fingerprint)
+        _begin(archive, log.folder, {Head(first.n - 1, first.prev), *(head for _, head in entries[:gone])})
+    anchor = Anchor(head=entries[gone - 1][1], time=time.time(), key=log.key.public.fingerprint)
     anchor.write(log.folder, log.key)
-    about: dict[str, Scalar] = {
+    details: dict[str, Scalar] = {
         "upto": anchor.head.n,
         "digest": anchor.head.digest,
         "archived": archive is not None,
     }
-    told = [x for entry in show(log.folder) if isinstance(x := entry.about.get("told"), int | float)]
-    # what has left stays told (privacy_ledger.py)
-    log.record(log.key.name, "pruned", about=about | ({"told": max(told)} if told else {}))
+    losses = [x for entry in show(log.folder) if isinstance(x := entry.about.get("told"), int | float)]
+    # The privacy loss so far must survive the pruning (privacy_ledger.py).
+    log.record(log.key.name, "pruned", about=details | ({"told": max(losses)} if losses else {}))
     log.rest()
     for path in files(log.folder):
         lines = path.read_bytes().splitlines(keepends=True)

@@ -35,24 +35,37 @@ class Absent:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
-        self._told: dict[int, str] = {}  # who was said to be absent, and why, whatever the numbers in that
+        # position -> the reason last logged for that absent site, without its numbers
+        self._reported: dict[int, str] = {}
 
     def tell(
-        self, what: str, asked: Iterable[int], here: Collection[int], reasons: Mapping[int, str]
+        self, what: str, expected: Iterable[int], here: Collection[int], reasons: Mapping[int, str]
     ) -> dict[str, str]:
         """{name: why} of those who were asked and are not here; `what` goes on without them. Says what is
         news of it."""
-        lacked = {at: reasons.get(at, "no reply") for at in asked if at not in here}
-        self._say(what, {at: why for at, why in lacked.items() if why != ENOUGH}, here)
-        return {self._names[at]: why for at, why in lacked.items()}
+        lacked = {
+            position: reasons.get(position, "no reply") for position in expected if position not in here
+        }
+        self._say(what, {position: why for position, why in lacked.items() if why != ENOUGH}, here)
+        return {self._names[position]: why for position, why in lacked.items()}
 
     def _say(self, what: str, lacked: Mapping[int, str], here: Collection[int]) -> None:
-        told = {at: without_numbers(why) for at, why in lacked.items()}
-        if news := {self._names[at]: lacked[at] for at, why in told.items() if self._told.get(at) != why}:
+        now = {position: without_numbers(why) for position, why in lacked.items()}
+        if news := {
+            self._names[position]: lacked[position]
+            for position, why in now.items()
+            if self._reported.get(position) != why
+        }:
             log.warning("%s goes on without %d of its sites. %s", what, len(news), with_reasons(news))
-        if back := [at for at in self._told if at in here]:
-            log.warning("%s: back again are %s", what, ", ".join(self._names[at] for at in back)[:_LETTERS])
-        self._told = {at: why for at, why in self._told.items() if at not in here} | told
+        if back := [position for position in self._reported if position in here]:
+            log.warning(
+                "%s: back again are %s",
+                what,
+                ", ".join(self._names[position] for position in back)[:_LETTERS],
+            )
+        self._reported = {
+            position: why for position, why in self._reported.items() if position not in here
+        } | now
 
 
 class LackedRounds:

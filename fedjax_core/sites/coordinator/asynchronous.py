@@ -57,8 +57,8 @@ from fedjax_core.sites.coordinator.reports import (
 )
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import broadcast
-from fedjax_core.sites.protocol.report import said, told
-from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.protocol.report import epsilon_entry, partial_entry
+from fedjax_core.sites.protocol.request import Record, Requests, RunContext
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Bytes, Scalar, in_lines
 from fedjax_core.sites.wire.envelope import COORDINATOR, Header
@@ -101,7 +101,7 @@ class _Waiting(NamedTuple):
     @property
     def size(self) -> Size:
         """How large its numbers are."""
-        return self.reports.sizes[self.completed.at]
+        return self.reports.sizes[self.completed.position]
 
 
 class AsynchronousRounds:
@@ -179,18 +179,18 @@ class AsynchronousRounds:
             flight.models,
         )
         self._open(state)
-        for at in np.flatnonzero(self._started >= 0).tolist():
-            version = int(self._started[at])
-            # whatever came of it would be refused, and its model is gone
+        for position in np.flatnonzero(self._started >= 0).tolist():
+            version = int(self._started[position])
+            # Its report would be refused as too stale, and its model is no longer kept.
             if self._version - version > self._buffer.max_staleness:
-                self._started[at] = -1
+                self._started[position] = -1
             else:
-                self._calls.begin(at, version, self._request(version))
+                self._calls.begin(position, version, self._request(version))
 
     def _open(self, state: State) -> None:
         """An empty buffer, for the step from this state."""
         self._version = self._calls.number = int(state.round)
-        self._about = About(state, np.zeros(len(self._started), np.int32))
+        self._context = RunContext(state, np.zeros(len(self._started), np.int32))
         self._models = store_model(
             self._models, self._version, broadcast(self._round, 0, state, len(self._collector.names))[0]
         )
@@ -204,7 +204,7 @@ class AsynchronousRounds:
     def _request(self, version: int) -> Bytes:
         if version not in self._written:
             self._written[version] = training(
-                self._round, load_model(self._models, version), version, 0, to=(), about=self._about, requests=self._requests,
+                self._round, load_model(self._models, version), version, 0, to=(), context=self._context, requests=self._requests,
                 collector=self._collector,
             )  # fmt: skip
         return self._written[version]
@@ -213,39 +213,41 @@ class AsynchronousRounds:
         """Waits until the buffer is full; raises `Paused` where nobody is at work before that."""
         failed: dict[int, int] = {}  # site -> version that it was given, in this call
 
-        def begin(at: int) -> None:
+        def begin(position: int) -> None:
             if (
-                at in mine
-                and failed.get(at) != self._version
-                and self._started[at] < 0
-                and self._last[at] < self._version
+                position in members
+                and failed.get(position) != self._version
+                and self._started[position] < 0
+                and self._last[position] < self._version
             ):
-                self._started[at] = self._last[at] = self._version
-                self._calls.begin(at, self._version, self._request(self._version))
+                self._started[position] = self._last[position] = self._version
+                self._calls.begin(position, self._version, self._request(self._version))
 
-        mine = set(cohort.tolist())
-        for at in cohort.tolist():
-            begin(at)
+        members = set(cohort.tolist())
+        for position in cohort.tolist():
+            begin(position)
         while len(self._counted) < self._buffer.size:
             completed = self._calls.next(self._version - self._buffer.max_staleness)
             if completed is not None:
-                self._started[completed.at] = -1
-            nothing = {} if completed is None or self._use(completed) else {completed.at: completed.version}
+                self._started[completed.position] = -1
+            nothing = (
+                {} if completed is None or self._use(completed) else {completed.position: completed.version}
+            )
             nothing |= self._count(whatever=completed is None)
             failed |= nothing
             self._last[list(nothing)] = -1  # nothing of it counted
             if completed is None and len(self._counted) < self._buffer.size:
-                self._too_few(failed, len(mine))
-            for at in nothing:
-                self._failed[at] = self._collector.replies.reasons.get(at, "no reply")
-            # else it gets the model that comes of this
+                self._too_few(failed, len(members))
+            for position in nothing:
+                self._failed[position] = self._collector.replies.reasons.get(position, "no reply")
+            # With a full buffer it gets the next model instead.
             if completed is not None and len(self._counted) < self._buffer.size:
-                begin(completed.at)
+                begin(completed.position)
 
     def _use(self, completed: Completed) -> bool:
         """Whether the site has done what it was asked, be it too late."""
-        at, staleness, heard = completed.at, self._version - completed.version, completed.heard
-        if heard is None:
+        position, staleness, reply = completed.position, self._version - completed.version, completed.reply
+        if reply is None:
             self._missing += 1
             return False
         if staleness > self._buffer.max_staleness:
@@ -254,30 +256,30 @@ class AsynchronousRounds:
                 f"the report is of version {completed.version}, {staleness} steps ago, and at most {self._buffer.max_staleness} are taken; "
                 "the site goes on from the newest model"
             )
-            about: dict[str, Scalar] = {
+            details: dict[str, Scalar] = {
                 "accepted": False,
                 "code": refusal.code,
                 "reason": str(refusal),
-                "digest": heard.header.digest,
+                "digest": reply.header.digest,
             }
             self._record(
-                heard.header.sender,
+                reply.header.sender,
                 "update",
                 self._version,
-                {**about, "version": completed.version, "staleness": staleness},
+                {**details, "version": completed.version, "staleness": staleness},
             )
             return True
         reports = Reports(
-            completed.asked, self._round, self._about.state.uplink[0],
+            completed.header, self._round, self._context.state.uplink[0],
             requests=self._requests, collector=self._collector, data=self._data,
-            record=lambda who, what, number, about: self._record(
-                who, what, self._version, {**about, "version": number, "staleness": staleness}
+            record=lambda party, what, number, details: self._record(
+                party, what, self._version, {**details, "version": number, "staleness": staleness}
             ),
         )  # fmt: skip
-        if (report := reports.read(at, heard)) is None:
+        if (report := reports.read(position, reply)) is None:
             self._refused += 1
             return False
-        self._waiting.append(_Waiting(completed, heard.header, report, reports))
+        self._waiting.append(_Waiting(completed, reply.header, report, reports))
         return True
 
     def _count(self, whatever: bool = False) -> dict[int, int]:
@@ -289,17 +291,17 @@ class AsynchronousRounds:
         waiting, known, here = self._waiting, list(self._sizes), len(self._counted)
         if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):
             return {}
-        found = absurd(
-            self._collector.rules, [*known, *(one.size for one in waiting)], self._about.state.params
+        outliers = absurd(
+            self._collector.rules, [*known, *(one.size for one in waiting)], self._context.state.params
         )
-        aside = {i - len(known): what for i, what in found.items() if i >= len(known)}
+        aside = {i - len(known): what for i, what in outliers.items() if i >= len(known)}
         self._waiting, failed = [], dict[int, int]()
         for i, one in enumerate(waiting):
-            at, staleness = one.completed.at, self._version - one.completed.version
+            position, staleness = one.completed.position, self._version - one.completed.version
             if i in aside:
-                one.reports.set_aside(at, aside[i])
+                one.reports.set_aside(position, aside[i])
                 self._refused += 1
-                failed[at] = one.completed.version
+                failed[position] = one.completed.version
                 continue
             damping = np.float32(self._buffer.damping(staleness))
             self._sums.add(
@@ -307,9 +309,9 @@ class AsynchronousRounds:
                 one.report,
                 len(self._counted),
                 factor=damping,
-                clients=self._collector.clients_of(at),
+                clients=self._collector.clients_of(position),
             )
-            self._counted.append((at, staleness))
+            self._counted.append((position, staleness))
             self._sizes.append(one.size)
         return failed
 
@@ -320,8 +322,8 @@ class AsynchronousRounds:
                 f"version {self._version} can get only {here} reports and its buffer needs {size}: each site trains once from a version, "
                 f"and the cohort has {cohort}; use a smaller Buffer(size=) or a larger cohort"
             )
-        reasons = {at: self._failed[at] for at in sorted(failed)} | self._collector.unknown
-        missing = with_reasons({self._collector.names[at]: why for at, why in reasons.items()})
+        reasons = {position: self._failed[position] for position in sorted(failed)} | self._collector.unknown
+        missing = with_reasons({self._collector.names[position]: why for position, why in reasons.items()})
         self._record(
             COORDINATOR,
             "paused",
@@ -334,16 +336,18 @@ class AsynchronousRounds:
         ) from self._collector.failure(failed)
 
     def _conclude(self, state: State) -> tuple[State, dict[str, Any]]:
-        def record(who: str, what: str, about: Mapping[str, Any]) -> None:
-            self._record(who, what, self._version, about)
+        def record(party: str, what: str, details: Mapping[str, Any]) -> None:
+            self._record(party, what, self._version, details)
 
-        # copies: these go on
+        # Copies, as these arrays keep changing.
         flight: Any = InFlight(jnp.array(self._started), jnp.array(self._last), self._models)
         after = self._sums.conclude(
             state, f"step {self._version}", self._collector.rules, record, self._requests.noise(state, 0)
         )
-        sites, staleness = [at for at, _ in self._counted], sum(s for _, s in self._counted)
-        failed = self._collector.unknown | {at: why for at, why in self._failed.items() if at not in sites}
+        sites, staleness = [position for position, _ in self._counted], sum(s for _, s in self._counted)
+        failed = self._collector.unknown | {
+            position: why for position, why in self._failed.items() if position not in sites
+        }
         self.lacked = self._collector.absent.tell(f"step {self._version + 1}", failed, sites, failed)
         counts: dict[str, Scalar] = {
             "algorithm": self._round.algorithm.name,
@@ -352,7 +356,11 @@ class AsynchronousRounds:
         }
         counts |= {"stale": self._stale, "staleness": staleness}
         counts |= in_lines("lacked", self.lacked)
-        record(COORDINATOR, "round", counts | said(self._sums.metrics) | told(self._round, self._version + 1))
+        record(
+            COORDINATOR,
+            "round",
+            counts | partial_entry(self._sums.metrics) | epsilon_entry(self._round, self._version + 1),
+        )
         total, weight = np.float32(staleness), np.float32(len(sites))
         metrics = self._sums.metrics | {
             "refused": total_of(self._refused),

@@ -31,7 +31,7 @@ class Call:
 
     version: int  # of the model that it was given
     request: Bytes
-    asked: Header
+    header: Header
     replies: "list[Future[Reply]]"  # that are waited for: one of each time that it was asked
     until: float  # when it is given up, by time.monotonic()
     look: float  # when to look whether it goes on
@@ -43,10 +43,10 @@ class Call:
 class Completed(NamedTuple):
     """A site that is free again."""
 
-    at: int
+    position: int
     version: int
-    asked: Header
-    heard: Envelope | None  # None: there is no reply that may be read, and it is recorded why
+    header: Header
+    reply: Envelope | None  # None: there is no reply that may be read, and it is recorded why
 
 
 class Calls:
@@ -64,17 +64,17 @@ class Calls:
         )
         self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
 
-    def begin(self, at: int, version: int, request: Bytes) -> None:
+    def begin(self, position: int, version: int, request: Bytes) -> None:
         """The site at this position is asked to work from this version."""
-        asked, now, rules = header_of(request), time.monotonic(), self._contact.rules
+        header, now, rules = header_of(request), time.monotonic(), self._contact.rules
         self._record(
-            self._contact.names[at], "began", self.number, {"version": version, "digest": asked.digest}
+            self._contact.names[position], "began", self.number, {"version": version, "digest": header.digest}
         )
         until = now + rules.deadline_seconds
         outgoing = self._contact.outgoing(request)
-        reply, moved = self._contact.ask(at, request, outgoing), self._fetch.moved(at)
-        self._all[at] = Call(
-            version, request, asked, [reply], until, self._next_look(until), outgoing, parts=moved
+        reply, moved = self._contact.ask(position, request, outgoing), self._fetch.moved(position)
+        self._all[position] = Call(
+            version, request, header, [reply], until, self._next_look(until), outgoing, parts=moved
         )
 
     def next(self, oldest: int) -> Completed | None:
@@ -84,14 +84,14 @@ class Calls:
         Of several that are heard of at once it is the one with the oldest model, and of those the first by
         position."""
         while self._all:
-            waiting = {reply: at for at, call in self._all.items() for reply in call.replies}
+            waiting = {reply: position for position, call in self._all.items() for reply in call.replies}
             done = self._fetch.wait(waiting, min(call.look for call in self._all.values()), None)
             if done:
                 reply = min(
                     (r for r in waiting if r in done),
                     key=lambda r: (self._all[waiting[r]].version, waiting[r]),
                 )
-                completed = self._hear(waiting[reply], reply, oldest)
+                completed = self._receive(waiting[reply], reply, oldest)
             else:
                 completed = self._look()
             if completed is not None:
@@ -100,79 +100,90 @@ class Calls:
 
     def clear(self) -> None:
         """Awaits nobody any more."""
-        for at in list(self._all):
-            self._leave(at)
+        for position in list(self._all):
+            self._leave(position)
 
-    def _hear(self, at: int, reply: "Future[Reply]", oldest: int) -> Completed | None:
-        call = self._all[at]
+    def _receive(self, position: int, reply: "Future[Reply]", oldest: int) -> Completed | None:
+        call = self._all[position]
         call.replies.remove(reply)
-        heard = self._contact.replies.accept(
-            reply, at, self.number, call.asked, call.outgoing, skew_seconds=self._contact.rules.skew_seconds
+        envelope = self._contact.replies.accept(
+            reply,
+            position,
+            self.number,
+            call.header,
+            call.outgoing,
+            skew_seconds=self._contact.rules.skew_seconds,
         )
-        if heard is None and call.times < self._contact.rules.attempts:
-            self._ask_again(at)
+        if envelope is None and call.times < self._contact.rules.attempts:
+            self._ask_again(position)
             return None
-        if heard is not None and heard.header.kind == PARTS and call.version >= oldest:
-            said = read_manifest(heard, call.asked)
-            self._large[said.of] = call.asked
-            _await(call, self._fetch.begin(at, self._contact.names[at], said))
+        if envelope is not None and envelope.header.kind == PARTS and call.version >= oldest:
+            manifest = read_manifest(envelope, call.header)
+            self._large[manifest.of] = call.header
+            _await(call, self._fetch.begin(position, self._contact.names[position], manifest))
             return None
         if (
-            heard is not None
-            and heard.header.kind == LACKING
+            envelope is not None
+            and envelope.header.kind == LACKING
             and call.outgoing is not None
             and call.version >= oldest
         ):
             _await(
                 call,
-                self._fetch.send(at, self._contact.names[at], call.outgoing, call.outgoing.lacking(heard)),
+                self._fetch.send(
+                    position, self._contact.names[position], call.outgoing, call.outgoing.lacking(envelope)
+                ),
             )
             return None
-        if heard is None and call.replies:
+        if envelope is None and call.replies:
             return None
-        self._leave(at)
-        refused = heard is None or heard.header.kind == "refusal"
-        return Completed(at, call.version, call.asked, None if refused else heard)
+        self._leave(position)
+        refused = envelope is None or envelope.header.kind == "refusal"
+        return Completed(position, call.version, call.header, None if refused else envelope)
 
     def _look(self) -> Completed | None:
         """The first site that is given up, of those whose time it is to be looked at."""
         now = time.monotonic()
-        for at in [at for at, call in self._all.items() if call.look <= now]:
-            call, moved, name = self._all[at], self._fetch.moved(at), self._contact.names[at]
-            if now < call.until and (self._contact.goes_on([at]) or moved > call.parts):
+        for position in [position for position, call in self._all.items() if call.look <= now]:
+            call, moved, name = (
+                self._all[position],
+                self._fetch.moved(position),
+                self._contact.names[position],
+            )
+            if now < call.until and (self._contact.goes_on([position]) or moved > call.parts):
                 call.parts, call.look = moved, self._next_look(call.until)
             elif now < call.until and call.times < self._contact.rules.attempts:
                 self._record(name, "asked again", self.number, {"version": call.version})
-                self._ask_again(at)
+                self._ask_again(position)
             else:
                 reason = "no reply in time" if now >= call.until else "no sign of life"
-                self._contact.replies.reasons[at] = reason
+                self._contact.replies.reasons[position] = reason
                 self._record(name, "missing", self.number, {"reason": reason, "version": call.version})
-                self._leave(at)
-                return Completed(at, call.version, call.asked, None)
+                self._leave(position)
+                return Completed(position, call.version, call.header, None)
         return None
 
-    def _ask_again(self, at: int) -> None:
+    def _ask_again(self, position: int) -> None:
         """The same bytes, to which a site that has answered gives the same reply."""
-        call = self._all[at]
+        call = self._all[position]
         call.times += 1
-        call.replies.append(self._contact.ask(at, call.request, call.outgoing))
+        call.replies.append(self._contact.ask(position, call.request, call.outgoing))
         call.look = self._next_look(call.until)
 
     def _next_look(self, until: float) -> float:
         idle = self._contact.rules.idle_seconds
         return until if idle is None else min(until, time.monotonic() + idle)
 
-    def _leave(self, at: int) -> None:
-        call = self._all.pop(at)
-        self._fetch.drop(at)
+    def _leave(self, position: int) -> None:
+        call = self._all.pop(position)
+        self._fetch.drop(position)
         self._large = {
-            of: asked
-            for of, asked in self._large.items()
-            if any(asked is f.asked for f in self._all.values())
+            of: header
+            for of, header in self._large.items()
+            if any(header is f.header for f in self._all.values())
         }
         for reply in call.replies:
-            self._contact.leave(reply, at)
+            self._contact.leave(reply, position)
 
 
 def _await(call: Call, moved: "Future[Reply]") -> None:

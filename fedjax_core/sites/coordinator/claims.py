@@ -27,24 +27,24 @@ MOST = 100
 
 def doubtful(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> dict[str, str]:
     """Why each site whose number of examples is not believed is not."""
-    found = {
+    doubts = {
         name: f"{name} says that it has {count} examples, and the roster agrees to at most {agreed[name]} ([examples]); "
         "where it has grown, agree on a larger number with the site and write that into the roster"
         for name, count in claimed.items()
         if name in agreed and count > agreed[name]
     }
-    believed = sum(count for name, count in claimed.items() if name in agreed and name not in found)
+    believed = sum(count for name, count in claimed.items() if name in agreed and name not in doubts)
     for name, count in sorted(claimed.items(), key=lambda one: (one[1], one[0])):
         if name in agreed:
             continue
         if believed and count > MOST * believed:
-            found[name] = (
+            doubts[name] = (
                 f"{name} says that it has {count} examples, more than {MOST} times what the smaller sites have together ({believed}); "
                 f"where that is true, agree on a largest number with the site and write `{name} = {count}` under [examples] of the roster"
             )
         else:
             believed += count
-    return found
+    return doubts
 
 
 def dominating(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> tuple[str, float] | None:

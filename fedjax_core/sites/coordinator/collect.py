@@ -71,7 +71,7 @@ class Collector(Contact):
         self.replies.reasons.clear()
         self.replies.reasons.update(self.unknown)
         self._until = time.monotonic() + self.rules.deadline_seconds
-        self._cohort, self._left = [int(at) for at in cohort], parts
+        self._cohort, self._left = [int(position) for position in cohort], parts
         self.record_late()
 
     def know(self, sizes: np.ndarray, clients: np.ndarray | None, plan: Plan) -> None:
@@ -100,8 +100,8 @@ class Collector(Contact):
         most, if that is less than is left of the round. `brief` ones are waited for as those are that were
         silent: by `Rules.grace`, and `least` seconds. `parts`: how many of the parts into which `begin`
         divides the round's time are for this."""
-        for at in positions:
-            self.replies.reasons.pop(at, None)
+        for position in positions:
+            self.replies.reasons.pop(position, None)
         header = header_of(next(iter(request.values())) if isinstance(request, Mapping) else request)
         most = len(positions) if use is None or self.rules.enough is None else self.rules.enough
         hasty = self.silent.union(brief).intersection(positions) if self.rules.grace is not None else ()
@@ -121,30 +121,30 @@ class Collector(Contact):
         ours = until if left <= parts else began + (until - began) * parts / left
         return Patience(began, until, ours, left > parts, _GRACE_SECONDS if least is None else least)
 
-    def again(self, at: int) -> Envelope:
+    def again(self, position: int) -> Envelope:
         """The reply of the site at this position that was of use, brought and read once more; raises what
         comes of that.
 
         In parts it may take `deadline_seconds` of its own, as whoever was waited for before may have used up
         the round's."""
-        heard = decode(bring(self._counted[at]), self._roster, recipient=COORDINATOR)
-        if heard.header.kind != PARTS:
-            return heard
+        envelope = decode(bring(self._counted[position]), self._roster, recipient=COORDINATOR)
+        if envelope.header.kind != PARTS:
+            return envelope
         header, rules = self._header, self.rules
-        fetch = self._fetch(header, [at])
-        whole = fetch.begin(at, self.names[at], read_manifest(heard, header))
+        fetch = self._fetch(header, [position])
+        whole = fetch.begin(position, self.names[position], read_manifest(envelope, header))
         fetch.wait([whole], time.monotonic() + rules.deadline_seconds, rules.idle_seconds)
         fetch.close()
         return decode(bring(whole), self._roster, recipient=COORDINATOR)
 
-    def _fetch(self, asked: Header, positions: Sequence[int]) -> Fetch:
+    def _fetch(self, header: Header, positions: Sequence[int]) -> Fetch:
         """What brings the replies to this request that come in parts."""
-        self._header = asked
-        return self.fetch(positions, partial(self._requests.part, asked), lambda: asked.round)
+        self._header = header
+        return self.fetch(positions, partial(self._requests.part, header), lambda: header.round)
 
-    def clients_of(self, at: int) -> int:
+    def clients_of(self, position: int) -> int:
         """How many clients the site at this position is."""
-        return 1 if self.clients is None else int(self.clients[at])
+        return 1 if self.clients is None else int(self.clients[position])
 
     def quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
         """Whether those here are enough of those asked."""

@@ -48,9 +48,11 @@ class Contact:
         processes of a machine share."""
         return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
-    def ask(self, at: int, request: Bytes, outgoing: OutgoingRequest | None) -> "Future[Reply]":
+    def ask(self, position: int, request: Bytes, outgoing: OutgoingRequest | None) -> "Future[Reply]":
         """The reply, once it is there, of the site at this position."""
-        return self._transport.send(self.names[at], request if outgoing is None else outgoing.announcement)
+        return self._transport.send(
+            self.names[position], request if outgoing is None else outgoing.announcement
+        )
 
     def done(self, future: "Future[Reply]") -> bool:
         """Whether this reply is there now."""
@@ -67,26 +69,26 @@ class Contact:
             last = self._outgoing = OutgoingRequest(request, part_bytes, self._requests)
         return last
 
-    def leave(self, future: "Future[Reply]", at: int) -> None:
+    def leave(self, future: "Future[Reply]", position: int) -> None:
         """Nobody waits any more for this reply of the site at this position: it is not begun, or recorded
         when it comes."""
-        self._late[future] = at
+        self._late[future] = position
         take_back(self._transport, future)
 
     def record_late(self) -> None:
         """Records the replies that came since nobody waited for them."""
         while done := first_of(self._transport, self._late, 0.0) if self._late else ():
             for future in done:
-                at = self._late.pop(future)
-                if self.replies.record_late(future, at):
-                    self.silent.discard(at)
+                position = self._late.pop(future)
+                if self.replies.record_late(future, position):
+                    self.silent.discard(position)
 
     def goes_on(self, positions: Iterable[int]) -> bool:
         """Whether one of these sites has done steps since it was last looked at."""
         progress: Callable[[str], int] | None = getattr(self._transport, "progress", None)
         if progress is None:
             return False
-        now = {self.names[at]: progress(self.names[at]) for at in positions}
+        now = {self.names[position]: progress(self.names[position]) for position in positions}
         moved = any(steps > self._steps.get(name, 0) for name, steps in now.items())
         self._steps |= now
         return moved
@@ -102,7 +104,7 @@ class Contact:
             self._roster,
             positions,
             request,
-            lambda who, what, about: self._record(who, what, number(), about),
+            lambda party, what, details: self._record(party, what, number(), details),
         )
 
     def failure(self, positions: Iterable[int]) -> Exception | None:

@@ -16,7 +16,7 @@ from fedjax_core.evaluation import CrossEvaluation, crossed
 from fedjax_core.sites.coordinator.collect import Collector
 from fedjax_core.sites.coordinator.pooling import Believed, believe, say
 from fedjax_core.sites.coordinator.population import Population
-from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.protocol.request import Record, Requests, RunContext
 from fedjax_core.sites.wire.trees import leaf_specs
 from fedjax_core.task import Range
 from fedjax_core.types import Params
@@ -37,32 +37,36 @@ def cross_evaluate(
                 f"model {name!r} is not one of this federation's task: {odd[0][0] or 'its array'} differs in being there, in shape or in "
                 "dtype; where an algorithm has several models, give each by itself, jax.tree.map(lambda x: x[0], params)"
             )
-    found: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
+    results: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     doubts: dict[tuple[int, int, str], str] = {}
     collector.begin(number, parts=max(1, len(models)))
-    here = [at for at in range(len(sizes)) if at not in collector.unknown]
+    here = [position for position in range(len(sizes)) if position not in collector.unknown]
     for m, params in enumerate(models.values()):
-        asked = requests.write(
-            "score", number, to=[collector.names[at] for at in here], body={"params": params}
+        request = requests.write(
+            "score", number, to=[collector.names[position] for position in here], body={"params": params}
         )
-        replies = collector.collect(asked, number, here)
+        replies = collector.collect(request, number, here)
         believed = believe(replies, sizes, ranges, withheld)
-        say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
+        say(believed, collector.names, lambda name, details: record(name, "set aside", number, details))
         reasons = {**collector.replies.reasons, **believed.reasons}
-        for at in range(len(sizes)):
-            found[m, at] = believed.told[at] if at in believed.told else reasons.get(at, "no reply")
+        for position in range(len(sizes)):
+            results[m, position] = (
+                believed.by_site[position]
+                if position in believed.by_site
+                else reasons.get(position, "no reply")
+            )
         doubts |= {
-            (m, at, name): why
-            for (at, name), why in believed.doubts.items()
-            if name in believed.told[at].totals
+            (m, position, name): why
+            for (position, name), why in believed.doubts.items()
+            if name in believed.by_site[position].totals
         }
-    return crossed(list(models), collector.names, found, doubts)
+    return crossed(list(models), collector.names, results, doubts)
 
 
 def ask(
     algorithm: Algorithm,
-    about: About,
-    who: list[int],
+    context: RunContext,
+    positions: list[int],
     requests: Requests,
     collector: Collector,
     sites: Population,
@@ -71,18 +75,22 @@ def ask(
 ) -> tuple[Believed, dict[int, str]]:
     """(what these sites tell of the state's model, each of its own where they keep one; why others of them do
     not)."""
-    state, number = about.state, int(about.state.round)
-    collector.begin(number, who)
-    asked = [at for at in who if at not in collector.unknown]
+    state, number = context.state, int(context.state.round)
+    collector.begin(number, positions)
+    reachable = [position for position in positions if position not in collector.unknown]
     body = {"params": state.params} if algorithm.personal is None else {"server": state.server}
     request = requests.write(
-        "evaluate", number, to=[collector.names[at] for at in asked], about=about, body=body
+        "evaluate",
+        number,
+        to=[collector.names[position] for position in reachable],
+        context=context,
+        body=body,
     )
-    replies = collector.collect(request, number, asked)
+    replies = collector.collect(request, number, reachable)
     believed = believe(replies, sites.judged, algorithm.task.ranges, sites.withheld)
-    say(believed, collector.names, lambda name, about: record(name, "set aside", number, about))
+    say(believed, collector.names, lambda name, details: record(name, "set aside", number, details))
     reasons = collector.replies.reasons
     reasons |= believed.reasons
-    collector.check_quorum(number, who, list(believed.told), "evaluation")
-    collector.absent.tell(f"the evaluation after round {number}", who, set(believed.told), reasons)
+    collector.check_quorum(number, positions, list(believed.by_site), "evaluation")
+    collector.absent.tell(f"the evaluation after round {number}", positions, set(believed.by_site), reasons)
     return believed, reasons

@@ -25,7 +25,7 @@ from fedjax_core.sites.coordinator.collect import Collector
 from fedjax_core.sites.coordinator.replies import WrongReply
 from fedjax_core.sites.coordinator.reports import Aggregation, Reports, absurd, total_of, training
 from fedjax_core.sites.coordinator.server import broadcast
-from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.protocol.request import Record, Requests, RunContext
 from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
 
 HELD, HELD_BYTES = 4, 16 << 20
@@ -44,7 +44,7 @@ class Result(NamedTuple):
 def exchange(
     composed: Round,
     e: int,
-    about: About,
+    context: RunContext,
     cohort: Cohort,
     places: list[int],
     *,
@@ -58,21 +58,23 @@ def exchange(
 
     `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is
     asked."""
-    number = int(about.state.round)
-    sent, state = broadcast(composed, e, about.state, len(about.version))
+    number = int(context.state.round)
+    sent, state = broadcast(composed, e, context.state, len(context.version))
     noise = requests.noise(state, e)
     if not len(cohort.clients):
         nobody = np.full(1, len(collector.names))  # one place, and empty
         nothing = Aggregation(composed, e, state.uplink[e], 0, nobody)
         return Result(
             nothing.conclude(
-                state, f"round {number}, exchange {e}", collector.rules, lambda *told: None, noise
+                state, f"round {number}, exchange {e}", collector.rules, lambda *entry: None, noise
             ),
             [],
             {},
         )
     to = [collector.names[cohort.clients[p]] for p in places]
-    request = training(composed, sent, number, e, to=to, about=about, requests=requests, collector=collector)
+    request = training(
+        composed, sent, number, e, to=to, context=context, requests=requests, collector=collector
+    )
     reports = Reports(
         header_of(request),
         composed,
@@ -90,7 +92,7 @@ def exchange(
         collector,
     )
     replies = collector.collect(request, number, list(fold.turns), fold.use, fold.skip)
-    declined = sum(1 for at in fold.turns if at not in replies) - reports.refused
+    declined = sum(1 for position in fold.turns if position not in replies) - reports.refused
     fold.finish(state.params)
     collector.check_quorum(
         number, cohort.clients, [int(cohort.clients[p]) for p in fold.here], f"exchange {e}"
@@ -115,7 +117,7 @@ class _Fold:
         collector: Collector,
     ) -> None:
         """`nothing`: the sums before the first report."""
-        # position of the site -> place, in the order of the cohort
+        # position of the site -> place in the cohort, in the order of the cohort
         self.turns = {int(cohort.clients[p]): p for p in places}
         self.here: list[int] = []
         self.lost = 0  # that were of use, and could not be brought again
@@ -123,73 +125,73 @@ class _Fold:
         self._nothing = nothing
         self._left = list(self.turns)
         self._added: dict[int, Header] = {}
-        # what came: None where it is to be brought again
+        # position -> (header, report); a report of None is fetched again when its turn comes
         self._ready: dict[int, tuple[Header, tuple[Any, float] | None]] = {}
         self._skipped: set[int] = set()
 
-    def use(self, at: int, heard: Envelope) -> bool:
+    def use(self, position: int, envelope: Envelope) -> bool:
         """Whether the report may be used."""
-        found = self.reports.read(at, heard)
-        if found is None:
+        received = self.reports.read(position, envelope)
+        if received is None:
             return False
-        kept = at == self._left[0] or sum(report is not None for _, report in self._ready.values()) < _room(
-            found[0]
-        )
-        self._ready[at] = heard.header, found if kept else None
-        del found  # nothing of it stays while others are added
+        kept = position == self._left[0] or sum(
+            report is not None for _, report in self._ready.values()
+        ) < _capacity(received[0])
+        self._ready[position] = envelope.header, received if kept else None
+        del received  # nothing of it stays while others are added
         self._go_on()
         return True
 
-    def skip(self, at: int) -> None:
+    def skip(self, position: int) -> None:
         """The site has no report that may be used."""
-        self._skipped.add(at)
+        self._skipped.add(position)
         self._go_on()
 
     def finish(self, params: Any) -> None:
         """No more reports come. Of those who are here some may be absurdly larger than the others: all is
         then added again without them."""
-        self._skipped.update(at for at in self._left if at not in self._ready)
+        self._skipped.update(position for position in self._left if position not in self._ready)
         self._go_on()
         here = list(self._added)
-        sizes = [self.reports.sizes[at] for at in here]
+        sizes = [self.reports.sizes[position] for position in here]
         if aside := {here[i]: what for i, what in absurd(self._collector.rules, sizes, params).items()}:
-            for at in sorted(aside):
-                self.reports.set_aside(at, aside[at])
-            again = {at: header for at, header in self._added.items() if at not in aside}
+            for position in sorted(aside):
+                self.reports.set_aside(position, aside[position])
+            again = {position: header for position, header in self._added.items() if position not in aside}
             self.sums, self.here, self._added = self._nothing(), [], {}
-            for at, header in again.items():
-                self._add(at, header, None)
+            for position, header in again.items():
+                self._add(position, header, None)
 
     def _go_on(self) -> None:
         while self._left and (self._left[0] in self._ready or self._left[0] in self._skipped):
-            at = self._left.pop(0)
-            if at in self._ready:
-                self._add(at, *self._ready.pop(at))
+            position = self._left.pop(0)
+            if position in self._ready:
+                self._add(position, *self._ready.pop(position))
 
-    def _add(self, at: int, header: Header, report: tuple[Any, float] | None) -> None:
-        place, times = self.turns[at], np.float32(self._cohort.counts[self.turns[at]])
-        if report is None and (report := self._read_again(at, header)) is None:
+    def _add(self, position: int, header: Header, report: tuple[Any, float] | None) -> None:
+        place, times = self.turns[position], np.float32(self._cohort.counts[self.turns[position]])
+        if report is None and (report := self._read_again(position, header)) is None:
             self.lost += 1
             return
-        self.sums.add(header, report, place, times, clients=self._collector.clients_of(at))
+        self.sums.add(header, report, place, times, clients=self._collector.clients_of(position))
         self.here.append(place)
-        self._added[at] = header
+        self._added[position] = header
 
-    def _read_again(self, at: int, header: Header) -> tuple[Any, float] | None:
+    def _read_again(self, position: int, header: Header) -> tuple[Any, float] | None:
         """The report whose header this is, None where it cannot be brought any more."""
         try:
-            heard = self._collector.again(at)
-            if heard.header != header:
+            envelope = self._collector.again(position)
+            if envelope.header != header:
                 raise WrongReply(f"{header.sender!r} has another report than the one that was checked")
         except Exception as error:
-            self._collector.replies.reasons[at] = (
+            self._collector.replies.reasons[position] = (
                 f"its report could not be brought again ({type(error).__name__})"
             )
             self.reports.record(header.sender, "lost", {"reason": type(error).__name__})
             return None
-        return self.reports.sent(heard)
+        return self.reports.sent(envelope)
 
 
-def _room(update: Any) -> int:
+def _capacity(update: Any) -> int:
     """How many such updates may wait."""
     return max(HELD, HELD_BYTES // max(1, sum(x.nbytes for x in jax.tree.leaves(update))))

@@ -9,9 +9,9 @@ three sites or more tell a metric, a mean of more than 100 in size, and of more 
 their sizes, is left out. Where three sites or more answer, a metric that one of them alone tells, and that
 the study does not name, is nobody's.
 
->>> told = {0: Told(10, {"loss": 5.0}), 1: Told(20, {"loss": 9.0}), 2: Told(10, {"loss": -1e30, "auroc": 10.0})}
->>> for (at, name), why in doubts(told, ()).items():
-...     print(at, name, why)
+>>> by_site = {0: SiteTotals(10, {"loss": 5.0}), 1: SiteTotals(20, {"loss": 9.0}), 2: SiteTotals(10, {"loss": -1e30, "auroc": 10.0})}
+>>> for (position, name), why in doubts(by_site, ()).items():
+...     print(position, name, why)
 2 loss its value is more than 100 times the others'
 2 auroc no other site has such a metric
 """
@@ -36,21 +36,21 @@ ALONE = "no other site has such a metric"
 _FAR = f"its value is more than {MOST:g} times the others'"
 
 
-class Told(NamedTuple):
+class SiteTotals(NamedTuple):
     """What one site tells."""
 
     examples: int
     totals: Mapping[str, float]  # {metric: sum over them}; NaN where it is not finite there
 
 
-def read(fields: Mapping[str, Any], most: int) -> Told | str:
+def read(fields: Mapping[str, Any], most: int) -> SiteTotals | str:
     """What is in a reply of a site that said to have at most so many examples, or why it is not read."""
     examples = fields.get("examples")
     if type(examples) is not int or examples < 1:
         return "its reply lacks the number of examples"
     if examples > most:
         return f"its reply is of {examples} examples, and it said before the first round that it has {most}"
-    return Told(
+    return SiteTotals(
         examples,
         {
             name: number_of(value)
@@ -61,21 +61,25 @@ def read(fields: Mapping[str, Any], most: int) -> Told | str:
 
 
 def doubts(
-    told: Mapping[int, Told], ranges: Iterable[Range], named: Collection[str] = ()
+    by_site: Mapping[int, SiteTotals], ranges: Iterable[Range], named: Collection[str] = ()
 ) -> dict[tuple[int, str], str]:
     """{(site's position, metric): why it is not believed}; `named`: further metrics that the study is known
     to have."""
     values = {
-        name: {at: one.totals[name] / one.examples for at, one in told.items() if name in one.totals}
-        for name in names_of(told)
+        name: {
+            position: one.totals[name] / one.examples
+            for position, one in by_site.items()
+            if name in one.totals
+        }
+        for name in names_of(by_site)
     }
-    return doubtful_means(values, ranges, {"loss", *named}, len(told))
+    return doubtful_means(values, ranges, {"loss", *named}, len(by_site))
 
 
 class Believed(NamedTuple):
     """What sites tell of one model, as far as it is believed."""
 
-    told: dict[int, Told]  # by the sites' positions, without metrics that are nobody's
+    by_site: dict[int, SiteTotals]  # by the sites' positions, without metrics that are nobody's
     doubts: dict[tuple[int, str], str]  # (position, metric) -> why it does not count
     reasons: dict[int, str]  # why a reply was not read at all
 
@@ -88,60 +92,73 @@ def believe(
 ) -> Believed:
     """What is in these replies, of sites that said to have so many examples at most (`sizes` [N]), and to
     keep the metrics `withheld`."""
-    found = {at: read(reply.header.fields, int(sizes[at])) for at, reply in replies.items()}
-    told = {at: one for at, one in found.items() if not isinstance(one, str)}
+    results = {
+        position: read(reply.header.fields, int(sizes[position])) for position, reply in replies.items()
+    }
+    by_site = {position: one for position, one in results.items() if not isinstance(one, str)}
     named = {
         name
-        for at, names in withheld.items()
+        for position, names in withheld.items()
         for name in names
-        if at not in told or name not in told[at].totals
+        if position not in by_site or name not in by_site[position].totals
     }
-    why = doubts(told, ranges, named)
+    why = doubts(by_site, ranges, named)
     alone = {one for one, reason in why.items() if reason == ALONE}
     kept = {
-        at: one._replace(
-            totals={name: total for name, total in one.totals.items() if (at, name) not in alone}
+        position: one._replace(
+            totals={name: total for name, total in one.totals.items() if (position, name) not in alone}
         )
-        for at, one in told.items()
+        for position, one in by_site.items()
     }
-    return Believed(kept, why, {at: one for at, one in found.items() if isinstance(one, str)})
+    return Believed(kept, why, {position: one for position, one in results.items() if isinstance(one, str)})
 
 
 def say(
     believed: Believed, names: Sequence[str], record: Callable[[str, Mapping[str, Scalar]], None]
 ) -> None:
     """Says on screen and by `record` which sites' replies and metrics do not count, and why."""
-    for at, why in believed.reasons.items():
-        log.warning("what %s tells of a model does not count: %s", names[at], why)
-        record(names[at], {"reason": why})
-    for (at, name), why in believed.doubts.items():
-        log.warning("the metric %r of %s does not count: %s", name, names[at], why)
-        record(names[at], {"metric": name, "reason": why})
+    for position, why in believed.reasons.items():
+        log.warning("what %s tells of a model does not count: %s", names[position], why)
+        record(names[position], {"reason": why})
+    for (position, name), why in believed.doubts.items():
+        log.warning("the metric %r of %s does not count: %s", name, names[position], why)
+        record(names[position], {"metric": name, "reason": why})
 
 
 def evaluation(names: Sequence[str], believed: Believed, reasons: Mapping[int, str], on: str) -> Evaluation:
     """The metrics as a person reads them; `reasons`: why a site did not answer."""
-    told, everyone = believed.told, range(len(names))
-    sizes = np.array([told[at].examples if at in told else 0 for at in everyone], np.int64)
+    by_site, everyone = believed.by_site, range(len(names))
+    sizes = np.array(
+        [by_site[position].examples if position in by_site else 0 for position in everyone], np.int64
+    )
     pooled, clients, without = dict[str, float](), dict[str, np.ndarray](), dict[str, dict[str, str]]()
-    for name in names_of(told):
-        total = np.array([told[at].totals.get(name, math.nan) if at in told else math.nan for at in everyone])
-        not_told = {at: NOT_TOLD for at, one in told.items() if name not in one.totals}
+    for name in names_of(by_site):
+        total = np.array(
+            [
+                by_site[position].totals.get(name, math.nan) if position in by_site else math.nan
+                for position in everyone
+            ]
+        )
+        not_told = {position: NOT_TOLD for position, one in by_site.items() if name not in one.totals}
         pooled[name], lacking = pool(
             names,
             sizes,
             total,
-            not_told | {at: why for (at, of), why in believed.doubts.items() if of == name},
+            not_told | {position: why for (position, of), why in believed.doubts.items() if of == name},
         )
         clients[name] = np.divide(total, sizes, out=np.full(len(names), math.nan), where=sizes > 0)
-        lacking |= {names[at]: reasons.get(at, "no reply") for at in everyone if at not in told}
+        lacking |= {
+            names[position]: reasons.get(position, "no reply")
+            for position in everyone
+            if position not in by_site
+        }
         without |= {name: lacking} if lacking else {}
     return Evaluation(pooled, clients, sizes, on, without)
 
 
-def names_of(told: Mapping[int, Told]) -> list[str]:
+def names_of(by_site: Mapping[int, SiteTotals]) -> list[str]:
     """The metrics that anybody tells."""
-    return list(dict.fromkeys(name for one in told.values() for name in one.totals))
+    return list(dict.fromkeys(name for one in by_site.values() for name in one.totals))
 
 
 def doubtful_means(
@@ -149,25 +166,27 @@ def doubtful_means(
 ) -> dict[tuple[int, str], str]:
     """{(who, metric): why it is not believed} of {metric: {who: mean}}, where so many have answered."""
     known = {one[0]: (one[1], one[2]) for one in ranges}
-    found = {}
+    reasons = {}
     for name, means in values.items():
         if len(means) == 1 and answered >= LEAST and name not in named and name not in known:
-            found[next(iter(means)), name] = ALONE
+            reasons[next(iter(means)), name] = ALONE
             continue
         low, high = known.get(name, (-math.inf, math.inf))
-        finite = {who: mean for who, mean in means.items() if math.isfinite(mean)}
+        finite = {source: mean for source, mean in means.items() if math.isfinite(mean)}
         within = {
-            who: mean for who, mean in finite.items() if low - _margin(low) <= mean <= high + _margin(high)
+            source: mean
+            for source, mean in finite.items()
+            if low - _margin(low) <= mean <= high + _margin(high)
         }
-        found |= {
-            (who, name): f"its value is not within {low:g} and {high:g}"
-            for who in finite
-            if who not in within
+        reasons |= {
+            (source, name): f"its value is not within {low:g} and {high:g}"
+            for source in finite
+            if source not in within
         }
         if len(within) >= LEAST:
             most = MOST * max(1.0, median([abs(mean) for mean in within.values()]))
-            found |= {(who, name): _FAR for who, mean in within.items() if abs(mean) > most}
-    return found
+            reasons |= {(source, name): _FAR for source, mean in within.items() if abs(mean) > most}
+    return reasons
 
 
 def _margin(end: float) -> float:

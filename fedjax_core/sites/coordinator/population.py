@@ -42,7 +42,7 @@ class Population:
     """The sites as a run sees them: how many, with how many examples."""
 
     def __init__(
-        self, ids: Sequence[str], about: Mapping[str, Mapping[str, Any]], departments: bool = False
+        self, ids: Sequence[str], descriptions: Mapping[str, Mapping[str, Any]], departments: bool = False
     ) -> None:
         """`about`: what each says of itself, by its name; nothing of one that has not said it yet."""
         self.ids = np.array(list(ids))
@@ -59,19 +59,19 @@ class Population:
         self.features: dict[str, list[str]] = {}
         """{column: names of its features}, as far as sites said them."""
         self._late: set[str] = set()
-        for at, name in enumerate(ids):
-            if name in about:
-                self.add(at, name, about[name])
+        for position, name in enumerate(ids):
+            if name in descriptions:
+                self.add(position, name, descriptions[name])
 
-    def add(self, at: int, name: str, about: Mapping[str, Any]) -> None:
+    def add(self, position: int, name: str, description: Mapping[str, Any]) -> None:
         """The site at this position has said what it is."""
-        self.sizes[at], self.data[name] = about["examples"], str(about["data"])
-        self.features = self.features or features_of(about)
-        self.judged[at] = about.get("held_out", about["examples"])
+        self.sizes[position], self.data[name] = description["examples"], str(description["data"])
+        self.features = self.features or features_of(description)
+        self.judged[position] = description.get("held_out", description["examples"])
         if self.clients is not None:
-            self.clients[at] = about["clients"]
-        self.withheld[at] = tuple(of_lines(WITHHELD, about))
-        if about.get(_JOINED):
+            self.clients[position] = description["clients"]
+        self.withheld[position] = tuple(of_lines(WITHHELD, description))
+        if description.get(_JOINED):
             self._late.add(name)
 
     def __len__(self) -> int:
@@ -92,7 +92,7 @@ def describe(
     held_out: float = 0.0,
     *,
     agreed: Mapping[str, int] | None = None,
-    record: Record = lambda who, what, number, about: None,
+    record: Record = lambda party, what, number, details: None,
 ) -> dict[str, dict[str, Any]]:
     """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in
     the file at `path`.
@@ -106,52 +106,61 @@ def describe(
     known = _read(path) if path is not None and path.exists() else {}
     everyone = list(range(len(names)))
     request = requests.write("describe", 0, to=names)
-    heard = collector.collect(
+    replies = collector.collect(
         request, 0, everyone, seconds=_START_SECONDS, brief=everyone, least=_ANSWER_SECONDS
     )
-    now = {names[at]: dict(reply.header.fields) for at, reply in heard.items()}
-    _say_withheld({name: of_lines(WITHHELD, about) for name, about in now.items()})
-    for name, about in now.items():
-        _check(name, about, departments, held_out)
+    now = {names[position]: dict(reply.header.fields) for position, reply in replies.items()}
+    _say_withheld({name: of_lines(WITHHELD, description) for name, description in now.items()})
+    for name, description in now.items():
+        _check(name, description, departments, held_out)
     collector.replies.reasons |= {
         names.index(name): why for name, why in believe(known, now, agreed or {}, record).items()
     }
-    for at, name in enumerate(names):
-        if at not in heard and name in collector.away:
-            collector.replies.reasons[at] = collector.away[name]
-    here = [at for at in everyone if names[at] in now or names[at] in known]
-    unknown = {at: collector.replies.reasons.get(at, "no reply") for at in everyone if at not in here}
+    for position, name in enumerate(names):
+        if position not in replies and name in collector.away:
+            collector.replies.reasons[position] = collector.away[name]
+    here = [position for position in everyone if names[position] in now or names[position] in known]
+    unknown = {
+        position: collector.replies.reasons.get(position, "no reply")
+        for position in everyone
+        if position not in here
+    }
     if not here or not collector.quorate(everyone, here):
         raise Paused(
             f"a run cannot begin before {collector.rules.needed(len(names))} of its {len(names)} sites have said how many examples they "
-            f"have, and {len(here)} did. {with_reasons({names[at]: why for at, why in unknown.items()})}"
+            f"have, and {len(here)} did. {with_reasons({names[position]: why for position, why in unknown.items()})}"
         ) from collector.failure(unknown)
     collector.absent.tell(
-        "the run", everyone, [at for at in here if names[at] in now], collector.replies.reasons
+        "the run",
+        everyone,
+        [position for position in here if names[position] in now],
+        collector.replies.reasons,
     )
     collector.unknown |= unknown
-    if departments and (odd := [name for name, about in known.items() if "clients" not in about]):
+    if departments and (odd := [name for name, description in known.items() if "clients" not in description]):
         raise ValueError(
             f"{path} is of a run in which {', '.join(odd)} had no departments: begin another one (run_name=)"
         )
     began = bool(known)
-    found = {
-        names[at]: known.get(names[at]) or now[names[at]] | ({_JOINED: True} if began else {}) for at in here
+    descriptions = {
+        names[position]: known.get(names[position])
+        or now[names[position]] | ({_JOINED: True} if began else {})
+        for position in here
     }
-    schemas, first = {**found, **now}, names[here[0]]
+    schemas, first = {**descriptions, **now}, names[here[0]]
     if odd := [name for name in schemas if schemas[name]["schema"] != schemas[first]["schema"]]:
         raise ValueError(
             _other_columns(first, schemas[first], odd[0], schemas[odd[0]])
             + (f" Others than {first}'s are also those of {', '.join(odd[1:])}." if odd[1:] else "")
         )
-    if path is not None and found != known:
-        write_whole(path, json.dumps(found))
-    return found
+    if path is not None and descriptions != known:
+        write_whole(path, json.dumps(descriptions))
+    return descriptions
 
 
-def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping[str, Any]) -> str:
+def _other_columns(one: str, fields: Mapping[str, Any], other: str, other_fields: Mapping[str, Any]) -> str:
     """That two sites have other columns, with the first difference and the way out."""
-    odd = str(difference(one, its, other, others))
+    odd = str(difference(one, fields, other, other_fields))
     way_out = (
         "Have the study put them in order by their names (features=)"
         if odd.endswith(IN_ANOTHER_ORDER)
@@ -160,23 +169,23 @@ def _other_columns(one: str, its: Mapping[str, Any], other: str, others: Mapping
     return f"all sites need the same columns in the same order, and {odd}. {way_out}."
 
 
-def _check(name: str, about: Mapping[str, Any], departments: bool, held_out: float) -> None:
+def _check(name: str, description: Mapping[str, Any], departments: bool, held_out: float) -> None:
     """Raises where the site's description lacks something."""
-    examples: Any = about.get("examples")
+    examples: Any = description.get("examples")
     if not (
         type(examples) is int
         and examples > 0
-        and all(type(about.get(field)) is str for field in ("data", "schema"))
+        and all(type(description.get(field)) is str for field in ("data", "schema"))
     ):
         raise ValueError(
             f"the description of {name} lacks examples, data or schema; install one version at all sites"
         )
-    clients: Any = about.get("clients")
+    clients: Any = description.get("clients")
     if departments and not (type(clients) is int and 0 < clients <= examples):
         raise ValueError(
             f"{name} does not say how many departments it has, each with an example; install one version at all sites"
         )
-    held: Any = about.get("held_out")
+    held: Any = description.get("held_out")
     if bool(held_out) != (held is not None):
         raise ValueError(
             f"{name} does not say how many examples it holds out, or does where nobody should; install one version at all sites"
@@ -194,62 +203,70 @@ class Joining:
     """Takes in the sites that were away when the run began, once they say what they are; waits for nobody."""
 
     def __init__(
-        self, collector: Collector, requests: Requests, sites: Population, about: dict[str, dict[str, Any]], path: Path | None,
+        self, collector: Collector, requests: Requests, sites: Population, descriptions: dict[str, dict[str, Any]], path: Path | None,
         departments: bool, held_out: float, agreed: Mapping[str, int], record: Record,
     ) -> None:  # fmt: skip
         """`about`: what those say of themselves who have."""
-        self._collector, self._requests, self._sites, self._about, self._path = (
+        self._collector, self._requests, self._sites, self._descriptions, self._path = (
             collector,
             requests,
             sites,
-            about,
+            descriptions,
             path,
         )
         self._departments, self._held_out, self._agreed, self._record = departments, held_out, agreed, record
-        # position -> the reply, to what, when asked
-        self._asked: dict[int, tuple[Future[Any], Header, float]] = {}
+        # position -> (future reply, header of the request, time of asking)
+        self._pending: dict[int, tuple[Future[Any], Header, float]] = {}
 
     def look(self, number: int) -> None:
         """Before round `number`: asks those who have not said what they are, and hears who has by now."""
-        for at in list(self._collector.unknown):
-            name = self._collector.names[at]
-            if at in self._asked:
-                future, asked, when = self._asked[at]
+        for position in list(self._collector.unknown):
+            name = self._collector.names[position]
+            if position in self._pending:
+                future, header, when = self._pending[position]
                 if self._collector.done(future):
-                    del self._asked[at]
-                    heard = self._collector.replies.accept(future, at, number, asked)
-                    if heard is not None and heard.header.kind != "refusal":
-                        self._take(at, name, dict(heard.header.fields), number)
-                    elif at in self._collector.replies.reasons:
-                        self._collector.unknown[at] = self._collector.replies.reasons[at]
+                    del self._pending[position]
+                    reply = self._collector.replies.accept(future, position, number, header)
+                    if reply is not None and reply.header.kind != "refusal":
+                        self._take(position, name, dict(reply.header.fields), number)
+                    elif position in self._collector.replies.reasons:
+                        self._collector.unknown[position] = self._collector.replies.reasons[position]
                 elif time.monotonic() - when > _AGAIN_SECONDS:
-                    del self._asked[at]
-                    self._collector.leave(future, at)
-            if at in self._collector.unknown and at not in self._asked:
+                    del self._pending[position]
+                    self._collector.leave(future, position)
+            if position in self._collector.unknown and position not in self._pending:
                 request = self._requests.write("describe", number, to=[name])
-                self._asked[at] = self._collector.ask(at, request, None), header_of(request), time.monotonic()
+                self._pending[position] = (
+                    self._collector.ask(position, request, None),
+                    header_of(request),
+                    time.monotonic(),
+                )
 
-    def _take(self, at: int, name: str, about: dict[str, Any], number: int) -> None:
+    def _take(self, position: int, name: str, description: dict[str, Any], number: int) -> None:
         """The site joins, or it is set aside with the reason."""
-        claimed = {one: said["examples"] for one, said in self._about.items()}
+        claimed = {one: fields["examples"] for one, fields in self._descriptions.items()}
         try:
-            _check(name, about, self._departments, self._held_out)
-            if (doubt := doubtful({**claimed, name: about["examples"]}, self._agreed).get(name)) is not None:
+            _check(name, description, self._departments, self._held_out)
+            if (
+                doubt := doubtful({**claimed, name: description["examples"]}, self._agreed).get(name)
+            ) is not None:
                 raise Unfit(doubt)
-            first, its = next(iter(self._about.items()))
-            if about["schema"] != its["schema"]:
-                raise Unfit(_other_columns(first, its, name, about))
+            first, reference = next(iter(self._descriptions.items()))
+            if description["schema"] != reference["schema"]:
+                raise Unfit(_other_columns(first, reference, name, description))
         except ValueError as error:
-            self._collector.unknown[at] = str(error)
+            self._collector.unknown[position] = str(error)
             self._record(name, "refused", number, {"code": Unfit.code, "reason": str(error)})
             return
-        self._about[name] = about | {_JOINED: True}
+        self._descriptions[name] = description | {_JOINED: True}
         if self._path is not None:
-            write_whole(self._path, json.dumps(self._about))
-        self._sites.add(at, name, self._about[name])
-        del self._collector.unknown[at]
-        self._collector.replies.reasons.pop(at, None)
-        self._record(name, "joined", number, {"examples": about["examples"], "data": about["data"]})
+            write_whole(self._path, json.dumps(self._descriptions))
+        self._sites.add(position, name, self._descriptions[name])
+        del self._collector.unknown[position]
+        self._collector.replies.reasons.pop(position, None)
+        self._record(
+            name, "joined", number, {"examples": description["examples"], "data": description["data"]}
+        )
 
 
 class Unfit(Refused):
@@ -260,8 +277,8 @@ class Unfit(Refused):
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
-        return {str(name): dict(about) for name, about in found.items()}
+        document = json.loads(path.read_text())
+        return {str(name): dict(description) for name, description in document.items()}
     except (ValueError, TypeError, AttributeError):
         raise ValueError(
             f"{path}, what sites said of themselves before the first round, is damaged: restore it from its backup, or remove it, and "

@@ -58,8 +58,8 @@ def fit_preprocessing(
     )
     if path is not None and not known:
         _write(path, fitted)
-    about: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
-    record(COORDINATOR, "prepared", 0, about)
+    details: dict[str, Scalar] = {"numbers": fitted.digest, "steps": len(steps), "measured": not known}
+    record(COORDINATOR, "prepared", 0, details)
     return fitted
 
 
@@ -72,37 +72,46 @@ def _measured(
 ) -> Fitted:
     names = collector.names
     if away := collector.unknown.keys() | collector.silent:
-        why = with_reasons({names[at]: collector.replies.reasons.get(at, "no reply") for at in sorted(away)})
+        why = with_reasons(
+            {
+                names[position]: collector.replies.reasons.get(position, "no reply")
+                for position in sorted(away)
+            }
+        )
         raise Paused(
             f"preprocessing needs sums of every site's columns before the first round, and not all are there. {why}"
         )
     replies = collector.collect(requests.write("measure", 0, to=names), 0, list(range(len(names))))
     reasons = {
-        names[at]: collector.replies.reasons.get(at, "no reply")
-        for at in range(len(names))
-        if at not in replies
+        names[position]: collector.replies.reasons.get(position, "no reply")
+        for position in range(len(names))
+        if position not in replies
     }
-    said: list[tuple[Sums, ...]] = []
-    who: list[str] = []
-    for at, reply in sorted(replies.items()):
+    site_sums: list[tuple[Sums, ...]] = []
+    senders: list[str] = []
+    for position, reply in sorted(replies.items()):
         try:
-            said.append(_sums(steps, reply.tensors, int(collector.sizes[at]), said[0] if said else None))
-            who.append(names[at])
+            site_sums.append(
+                _sums(
+                    steps, reply.tensors, int(collector.sizes[position]), site_sums[0] if site_sums else None
+                )
+            )
+            senders.append(names[position])
         except Refused as refusal:
-            reasons[names[at]] = str(refusal)
-            record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
-    for place, why in absurd(steps, said).items():
-        reasons[who[place]] = why
-        record(who[place], "refused", 0, {"code": BadSums.code, "reason": why})
+            reasons[names[position]] = str(refusal)
+            record(names[position], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+    for place, why in absurd(steps, site_sums).items():
+        reasons[senders[place]] = why
+        record(senders[place], "refused", 0, {"code": BadSums.code, "reason": why})
     if reasons:
         raise Paused(
             "preprocessing needs sums of every site's columns, and these told none that count, so a run cannot begin. "
             + with_reasons(reasons)
         )
-    for sentence in far(steps, names, said, features):
+    for sentence in far(steps, names, site_sums, features):
         log.warning("%s", sentence)
         record(COORDINATOR, "far apart", 0, {"reason": sentence[:1000]})
-    return finalize(steps, said)
+    return finalize(steps, site_sums)
 
 
 def _sums(
@@ -110,7 +119,7 @@ def _sums(
 ) -> tuple[Sums, ...]:
     """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of
     the `first` site's."""
-    # names and dtypes; a vocabulary is a vector of length 0
+    # Names and dtypes; a vocabulary is a vector of length 0.
     empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)
 
     def like(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
@@ -124,11 +133,11 @@ def _sums(
             shapes,
             first,
         )
-    found: tuple[Sums, ...] = from_tensors_open(tensors, {"sums": shapes})["sums"]
-    for step, sums in zip(steps, found, strict=True):
+    result: tuple[Sums, ...] = from_tensors_open(tensors, {"sums": shapes})["sums"]
+    for step, sums in zip(steps, result, strict=True):
         if (reason := step.validate(sums, examples)) is not None:
             raise BadSums(f"its sums for {type(step).__name__}({step.column!r}) cannot be: {reason}")
-    return found
+    return result
 
 
 def _write(path: Path, fitted: Fitted) -> None:
@@ -146,20 +155,20 @@ def _write(path: Path, fitted: Fitted) -> None:
 
 def _read(path: Path, steps: tuple[Step, ...]) -> Fitted:
     try:
-        found: Any = json.loads(path.read_text())
+        document: Any = json.loads(path.read_text())
         numbers = tuple(
             {part: np.array(x, dtype).reshape(shape) for part, (dtype, shape, x) in one.items()}
-            for one in found["numbers"]
+            for one in document["numbers"]
         )
         fitted = Fitted(steps, numbers)
-        whole = fitted.digest == found["digest"]
+        whole = fitted.digest == document["digest"]
     except (ValueError, TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
         raise ValueError(
             f"{path}, the numbers of preprocessing, is damaged: restore it from its backup, or remove it to measure anew"
         )
-    if found["steps"] != describe(steps):
+    if document["steps"] != describe(steps):
         raise ValueError(
             f"{path} has the numbers of other steps than the study's: begin another run (run_name=), or go back to those steps"
         )

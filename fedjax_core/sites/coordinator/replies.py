@@ -8,16 +8,17 @@ is refused and recorded.
 >>> from fedjax_core.sites.wire.envelope import SITES
 >>> from fedjax_core.sites.wire.envelope import encode
 >>> key = SiteKey.make("charite")
->>> replies = Replies("run", ["charite"], Roster({"charite": key.public}), lambda who, what, number, about: print(what, about.get("code")))
+>>> record = lambda party, what, number, details: print(what, details.get("code"))
+>>> replies = Replies("run", ["charite"], Roster({"charite": key.public}), record)
 >>> place = {"run": "run", "round": 3, "exchange": 0, "created_unix_ms": 0, "config": "3f9a"}
->>> asked = Header(kind="describe", sender=COORDINATOR, recipient=SITES, sequence=1, digest="ab12", **place)
->>> said = Header(kind="description", sender="charite", recipient=COORDINATOR, sequence=7, answers="ab12", **place)
+>>> request = Header(kind="describe", sender=COORDINATOR, recipient=SITES, sequence=1, digest="ab12", **place)
+>>> header = Header(kind="description", sender="charite", recipient=COORDINATOR, sequence=7, answers="ab12", **place)
 >>> future = Future()
->>> future.set_result(encode(said, {}, key))
+>>> future.set_result(encode(header, {}, key))
 >>> replies.begin(3)
->>> heard = replies.accept(future, 0, 3, asked)
+>>> reply = replies.accept(future, 0, 3, request)
 answered None
->>> replies.accept(future, 0, 3, asked) is None
+>>> replies.accept(future, 0, 3, request) is None
 refused replayed
 True
 """
@@ -69,7 +70,7 @@ class Replies:
         self._guard = self._guard.at(number)
 
     def accept(
-        self, future: "Future[Reply]", at: int, number: int, asked: Header, outgoing: OutgoingRequest | None = None,
+        self, future: "Future[Reply]", position: int, number: int, request: Header, outgoing: OutgoingRequest | None = None,
         *, skew_seconds: float = SKEW_SECONDS,
     ) -> Envelope | None:  # fmt: skip
         """The authentic reply of the site at this position to this request, None where there is none in what
@@ -77,15 +78,15 @@ class Replies:
 
         The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of
         which a site may lack some."""
-        name = self._names[at]
+        name = self._names[position]
         try:
             raw = bring(future)
         except Refused as refusal:
-            self.reasons[at] = str(refusal)
-            self._refuse(at, number, refusal)
+            self.reasons[position] = str(refusal)
+            self._refuse(position, number, refusal)
             return None
         except Exception as error:
-            self.reasons[at] = f"no reply came through ({type(error).__name__})"
+            self.reasons[position] = f"no reply came through ({type(error).__name__})"
             self._record(name, "lost", number, {"reason": type(error).__name__})
             return None
         try:
@@ -96,66 +97,66 @@ class Replies:
                     f"{shown(header.sender)} answered a request to {name!r}; the transport brought it to the wrong place"
                 )
             check_clock(
-                name, header.created_unix_ms, earliest_unix_ms=asked.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
+                name, header.created_unix_ms, earliest_unix_ms=request.created_unix_ms, latest_unix_ms=int(time.time() * 1000),
                 skew_seconds=skew_seconds,
             )  # fmt: skip
-            heard = self._guard.at(asked.round).accept(
+            guard = self._guard.at(request.round).accept(
                 sender=header.sender, run=header.run, round=header.round, sequence=header.sequence
             )
-            kind = KINDS[asked.kind].reply
-            if header.kind == PARTS and header.answers == asked.digest:
-                read_manifest(envelope, asked)
+            kind = KINDS[request.kind].reply
+            if header.kind == PARTS and header.answers == request.digest:
+                read_manifest(envelope, request)
                 return envelope  # may be said again: it is the reply itself that is heard once
             if header.kind == LACKING and outgoing is not None and header.answers == outgoing.digest:
                 outgoing.lacking(envelope)
                 return envelope
-            self._guard = heard.at(number)
+            self._guard = guard.at(number)
             if header.kind not in (kind, "refusal") or (
-                header.kind != "refusal" and header.answers != asked.digest
+                header.kind != "refusal" and header.answers != request.digest
             ):
                 raise WrongReply(
                     f"the reply of {name!r} is of kind {header.kind!r}, or to another request; it should answer the last one"
                 )
         except Refused as refusal:
-            self.reasons[at] = str(refusal)
-            self._refuse(at, number, refusal)
+            self.reasons[position] = str(refusal)
+            self._refuse(position, number, refusal)
             return None
-        # replies may overtake one another
+        # Replies may overtake one another.
         if header.head is not UNSET and header.sequence > self.heads.get(name, (0, ""))[0]:
             self.heads[name] = header.sequence, header.head
         if header.kind == "refusal":
-            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
-            self.reasons[at] = str(about["reason"])
-            self._record(name, "declined", number, about)
-        elif asked.kind != "train":  # a report is recorded with the verdict on it
+            details: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
+            self.reasons[position] = str(details["reason"])
+            self._record(name, "declined", number, details)
+        elif request.kind != "train":  # a report is recorded with the verdict on it
             self._record(
                 name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest}
             )
         return envelope
 
-    def _refuse(self, at: int, number: int, refusal: Refused) -> None:
+    def _refuse(self, position: int, number: int, refusal: Refused) -> None:
         """Records why what came from the site at this position is no reply."""
         self._record(
-            self._names[at], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]}
+            self._names[position], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]}
         )
 
-    def record_late(self, future: "Future[Reply]", at: int) -> bool:
+    def record_late(self, future: "Future[Reply]", position: int) -> bool:
         """Records what came when nobody waited for it; returns whether it is the site that sent it."""
         try:
             raw = bring(future)
         except Refused as refusal:
-            self._refuse(at, self._guard.round, refusal)
+            self._refuse(position, self._guard.round, refusal)
             return False
         except Exception:  # nothing came, and nobody waits for it
             return False
         own = False
-        about: dict[str, Scalar] = {
+        details: dict[str, Scalar] = {
             "code": "late",
             "reason": "came after its exchange was over, or for the second time",
         }
         with contextlib.suppress(Refused):
             header = decode(raw, self._roster, recipient=COORDINATOR).header
-            about |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
-            own = header.sender == self._names[at]
-        self._record(self._names[at], "refused", self._guard.round, about)
+            details |= {"of_round": header.round, "digest": header.digest, "kind": header.kind}
+            own = header.sender == self._names[position]
+        self._record(self._names[position], "refused", self._guard.round, details)
         return own

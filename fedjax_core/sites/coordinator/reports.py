@@ -27,8 +27,8 @@ from fedjax_core.sites.coordinator.pooling import doubtful_means
 from fedjax_core.sites.coordinator.rules import Rules
 from fedjax_core.sites.coordinator.server import TOGETHER, Small, server_half
 from fedjax_core.sites.coordinator.weighing import Weigher
-from fedjax_core.sites.protocol.report import LEFT, PARTIAL, metrics_of, said
-from fedjax_core.sites.protocol.request import TRAIN_SECONDS, About, Record, Requests
+from fedjax_core.sites.protocol.report import LEFT, PARTIAL, metrics_of, partial_entry
+from fedjax_core.sites.protocol.request import TRAIN_SECONDS, Record, Requests, RunContext
 from fedjax_core.sites.wire.canonical import Bytes, Scalar
 from fedjax_core.sites.wire.envelope import COORDINATOR, Envelope, Header
 from fedjax_core.sites.wire.tensors import measure
@@ -50,7 +50,7 @@ def training(
     e: int,
     *,
     to: Iterable[str],
-    about: About,
+    context: RunContext,
     requests: Requests,
     collector: Collector,
 ) -> Bytes:
@@ -58,8 +58,8 @@ def training(
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
     if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work.trains:
         fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
-    body = {"message": sent, "uplink": about.state.uplink[e]}
-    return requests.write("train", number, e, to=to, about=about, fields=fields, draws=True, body=body)
+    body = {"message": sent, "uplink": context.state.uplink[e]}
+    return requests.write("train", number, e, to=to, context=context, fields=fields, draws=True, body=body)
 
 
 UPDATE = "the norm of the update"
@@ -78,15 +78,15 @@ class Reports:
     uplink."""
 
     def __init__(
-        self, asked: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
+        self, header: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
         record: Record,
     ) -> None:  # fmt: skip
         """`asked`: the request's header; `data`: the fingerprint of each site's."""
-        rules, sizes, e = collector.rules, collector.sizes, asked.exchange
+        rules, sizes, e = collector.rules, collector.sizes, header.exchange
         self.refused = 0
         self.sizes: dict[int, Size] = {}
         """Of the reports that were read, by the sites' positions."""
-        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, asked.round)
+        self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, header.round)
         """[N] that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
         self._clients, self._form, self._sizes, self._names = (
@@ -96,7 +96,7 @@ class Reports:
             collector.names,
         )
         self._reasons = collector.replies.reasons
-        limited = TRAIN_SECONDS in asked.fields
+        limited = TRAIN_SECONDS in header.fields
         if rules.max_weight is not None:
             self._bounds = np.full(len(sizes), rules.max_weight)
         else:  # a department's weight is of its own examples, which only the site knows
@@ -109,26 +109,30 @@ class Reports:
         }
         most = math.inf if rules.max_norm == "relative" else float(rules.max_norm)
         self._expected = validation.ExpectedUpdate(
-            run=requests.run, round=asked.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
-            answers=asked.digest, max_weight=math.inf, max_norm=most, limited=limited, beside=self._server.beside[e],
+            run=requests.run, round=header.round, exchange=e, config=requests.config, kinds=self._form.leaves, data=data,
+            answers=header.digest, max_weight=math.inf, max_norm=most, limited=limited, beside=self._server.beside[e],
         )  # fmt: skip
 
-    def read(self, at: int, heard: Envelope) -> tuple[Any, float] | None:
+    def read(self, position: int, envelope: Envelope) -> tuple[Any, float] | None:
         """(what was sent, weight) of the report from the site at this position, None where it may not be
         used."""
-        clients = None if self._clients is None else int(self._clients[at])
-        its = {
-            "max_weight": float(self._bounds[at]),
-            "max_examples": int(self._sizes[at]),
-            "max_steps": int(self.steps[at]),
+        clients = None if self._clients is None else int(self._clients[position])
+        bounds = {
+            "max_weight": float(self._bounds[position]),
+            "max_examples": int(self._sizes[position]),
+            "max_steps": int(self.steps[position]),
         }
-        stats = {name: (float(low[at]), float(high[at])) for name, (low, high) in self._stats.items()}
-        verdict = validation.validate(heard, replace(self._expected, clients=clients, stats=stats, **its))
-        about: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
-        found = None
+        stats = {
+            name: (float(low[position]), float(high[position])) for name, (low, high) in self._stats.items()
+        }
+        verdict = validation.validate(
+            envelope, replace(self._expected, clients=clients, stats=stats, **bounds)
+        )
+        details: dict[str, Scalar] = verdict._asdict() | ({} if clients is None else {"clients": clients})
+        report = None
         if verdict.accepted and verdict.norm is not None:
-            sent, weight = self.sent(heard)
-            about |= said(metrics_of(heard.header.fields))
+            sent, weight = self.sent(envelope)
+            details |= partial_entry(metrics_of(envelope.header.fields))
             expands, good, norm = self._server.fine[self._e], True, verdict.norm
             if expands is not None:
                 good, norm = (x.item() for x in expands(self._uplink, sent, np.float32(weight)))
@@ -138,22 +142,24 @@ class Reports:
                     for name, x in wire_of(sent).stats.items()
                     if x.size
                 }
-                found, self.sizes[at] = (sent, weight), Size(norm, int(self.steps[at]), others)
+                report, self.sizes[position] = (sent, weight), Size(norm, int(self.steps[position]), others)
             else:
-                about |= {
+                details |= {
                     "accepted": False,
                     "code": "not-finite",
                     "reason": "what the report expands to is not finite",
                 }
-        if found is None:
+        if report is None:
             self.refused += 1
-            self._reasons[at] = f"its report was set aside ({about['code']}): {about['reason']}"
+            self._reasons[position] = f"its report was set aside ({details['code']}): {details['reason']}"
         self.record(
-            heard.header.sender, "update", about | {"digest": heard.header.digest, "bytes": heard.header.size}
+            envelope.header.sender,
+            "update",
+            details | {"digest": envelope.header.digest, "bytes": envelope.header.size},
         )
-        return found
+        return report
 
-    def set_aside(self, at: int, what: str) -> None:
+    def set_aside(self, position: int, what: str) -> None:
         """`what` is in the report of the site at this position, which was read, is absurdly larger than the
         others'."""
         times = MOST if what == UPDATE else MOST**2
@@ -161,24 +167,24 @@ class Reports:
             f"{what} is more than {times:g} times the median of those in this exchange, for as many steps, or beyond all reason where "
             "there are too few to compare with; look at what the site trained on, or set Rules(max_norm=) to what is allowed"
         )
-        self._reasons[at] = f"its report was set aside: {reason}"
+        self._reasons[position] = f"its report was set aside: {reason}"
         self.record(
-            self._names[at],
+            self._names[position],
             "update",
             {"accepted": False, "code": validation.NormTooLarge.code, "reason": reason},
         )
         self.refused += 1
 
-    def sent(self, heard: Envelope) -> tuple[Any, float]:
+    def sent(self, envelope: Envelope) -> tuple[Any, float]:
         """(what was sent, weight)."""
-        sent = self._form.filled(heard.tensors)
+        sent = self._form.filled(envelope.tensors)
         if not self._server.small[self._e]:
             sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
-        return sent, float(heard.header.fields["weight"])  # type: ignore[arg-type]
+        return sent, float(envelope.header.fields["weight"])  # type: ignore[arg-type]
 
-    def record(self, who: str, what: str, about: Mapping[str, Scalar]) -> None:
+    def record(self, party: str, what: str, details: Mapping[str, Scalar]) -> None:
         """Into the audit log."""
-        self._record(who, what, self._expected.round, {**about, "exchange": self._e})
+        self._record(party, what, self._expected.round, {**details, "exchange": self._e})
 
 
 def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
@@ -186,12 +192,12 @@ def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
     `params` where these are few."""
     if rules.max_norm != "relative":
         return {}
-    steps, found = [one.steps for one in sizes], dict[int, str]()
+    steps, outliers = [one.steps for one in sizes], dict[int, str]()
     for name in sorted({name for one in sizes for name in one.stats}):
         # A stat may be the square of what an update is.
         bad = outlying([one.stats[name] ** 0.5 for one in sizes], steps, lambda: 0.0)
-        found |= dict.fromkeys(bad, f"the size of its stats {name!r}")
-    return found | dict.fromkeys(
+        outliers |= dict.fromkeys(bad, f"the size of its stats {name!r}")
+    return outliers | dict.fromkeys(
         outlying([one.norm for one in sizes], steps, lambda: measure(to_tensors(params))), UPDATE
     )
 
@@ -218,9 +224,9 @@ def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
 @lru_cache(maxsize=64)
 def _steps(plan: Plan, work: Work, sizes: bytes, round: int) -> np.ndarray:
     """[N], of so many examples (int64) each; the same in all rounds of most plans, and 0.1 ms to count."""
-    found = plan.of(work).steps_of(np.frombuffer(sizes, np.int64), round)
-    found.flags.writeable = False
-    return found
+    counts = plan.of(work).steps_of(np.frombuffer(sizes, np.int64), round)
+    counts.flags.writeable = False
+    return counts
 
 
 def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -228,9 +234,9 @@ def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np
     of fewer steps."""
     examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
     ends = [most, np.minimum(most, 1)] if limited else [most]
-    found = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
-    room = 1e-6 * np.abs(found).max(0)
-    return found.min(0) - room, found.max(0) + room
+    values = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
+    room = 1e-6 * np.abs(values).max(0)
+    return values.min(0) - room, values.max(0) + room
 
 
 @lru_cache(maxsize=64)
@@ -254,7 +260,7 @@ class Aggregation:
         self.metrics: dict[str, Any] = {}
         """What the metrics in the reports add up to, as far as they are believed; known once they are
         concluded."""
-        self._told: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
+        self._site_metrics: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
         self._acc: Any = None
@@ -265,7 +271,7 @@ class Aggregation:
             assert positions is not None and len(positions) == max(1, cohort)
             here: Any = positions.astype(np.int32)
             self._each = jax.tree.map(np.array, self._each._replace(position=here))
-        # (sent, weight, place, factor) of those that are yet to be added
+        # (sent, weight, place, factor) of the small reports that are yet to be added
         self._small: list[tuple[Any, np.float32, np.int32, Any]] = []
 
     def add(
@@ -279,24 +285,24 @@ class Aggregation:
     ) -> None:
         """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update
         is multiplied by `factor`, None: taken as it is."""
-        sent, its, times = report[0], np.float32(report[1]), np.float32(times)
+        sent, weight, times = report[0], np.float32(report[1]), np.float32(times)
         self._reported[place] = True
         self._sent_by[place] = header.sender
         if self._adds and self._server.small[self._e]:
             self._make_room(factor)
-            self._small.append((sent, its * times, np.int32(place), factor))
+            self._small.append((sent, weight * times, np.int32(place), factor))
         elif self._adds:
-            # which is used up
+            # The accumulator is donated to the program.
             acc = self._server.zero[self._e](self._cohort) if self._acc is None else self._acc
             self._acc = self._server.add[self._e](
-                acc, self._uplink, sent, its * times, np.int32(place), factor
+                acc, self._uplink, sent, weight * times, np.int32(place), factor
             )
         if self._each is not None:
-            mine = (wire_of(sent).stats, its * times)
-            for rows, one in zip(jax.tree.leaves(self._each[:2]), jax.tree.leaves(mine), strict=True):
+            row = (wire_of(sent).stats, weight * times)
+            for rows, one in zip(jax.tree.leaves(self._each[:2]), jax.tree.leaves(row), strict=True):
                 rows[place] = one
-        self.weight, self.count = self.weight + its * times, self.count + times * np.float32(clients)
-        self._told.append(
+        self.weight, self.count = self.weight + weight * times, self.count + times * np.float32(clients)
+        self._site_metrics.append(
             (header.sender, max(1, int(header.fields.get("examples") or 1)), metrics_of(header.fields))
         )
 
@@ -364,11 +370,11 @@ class Aggregation:
 
         Where nobody tells a finite one, the sum is not finite either.
         """
-        if not any(metrics for _, _, metrics in self._told):
+        if not any(metrics for _, _, metrics in self._site_metrics):
             return {}
         means, weights, sums = (defaultdict[str, dict[int, float]](dict) for _ in range(3))
         finite = set[tuple[int, str]]()
-        for i, (_, examples, metrics) in enumerate(self._told):
+        for i, (_, examples, metrics) in enumerate(self._site_metrics):
             for name, metric in metrics.items():
                 total, weight = (
                     float(metric.total),
@@ -383,7 +389,7 @@ class Aggregation:
                         total / weight if weight > 0 else math.nan,
                         weight / examples,
                     )
-        known, answered = ("loss", *LEFT, *PARTIAL), len(self._told)
+        known, answered = ("loss", *LEFT, *PARTIAL), len(self._site_metrics)
         doubts = doubtful_means(means, (), known, answered) | doubtful_means(sums, (), known, answered)
         doubts |= doubtful_means(
             weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered
@@ -394,20 +400,22 @@ class Aggregation:
                 (i, name): "it is told as another kind of number than by the others" for i in fewer[name]
             }
         for (i, name), why in doubts.items():
-            log.warning("the metric %r in the report of %s does not count: %s", name, self._told[i][0], why)
-            record(self._told[i][0], "set aside", {"metric": name, "reason": why})
-        found = dict[str, Any]()
-        for name in dict.fromkeys(name for _, _, metrics in self._told for name in metrics):
-            told = {
+            log.warning(
+                "the metric %r in the report of %s does not count: %s", name, self._site_metrics[i][0], why
+            )
+            record(self._site_metrics[i][0], "set aside", {"metric": name, "reason": why})
+        pooled = dict[str, Any]()
+        for name in dict.fromkeys(name for _, _, metrics in self._site_metrics for name in metrics):
+            values = {
                 i: metrics[name]
-                for i, (_, _, metrics) in enumerate(self._told)
+                for i, (_, _, metrics) in enumerate(self._site_metrics)
                 if name in metrics and (i, name) not in doubts
             }
-            if told:
-                found[name] = _added(
-                    [one for i, one in told.items() if (i, name) in finite] or [*told.values()]
+            if values:
+                pooled[name] = _added(
+                    [one for i, one in values.items() if (i, name) in finite] or [*values.values()]
                 )
-        return found
+        return pooled
 
     def _make_room(self, factor: Any) -> None:
         """Adds the small reports that wait, where another such as has this factor cannot wait with them."""
@@ -428,9 +436,9 @@ class Aggregation:
 
 def _filled(rows: Sequence[Any]) -> np.ndarray:
     """[TOGETHER, ...]: these, and then zeros."""
-    found = np.zeros((TOGETHER, *np.shape(rows[0])), rows[0].dtype)
-    found[: len(rows)] = rows
-    return found
+    filled = np.zeros((TOGETHER, *np.shape(rows[0])), rows[0].dtype)
+    filled[: len(rows)] = rows
+    return filled
 
 
 def _added(metrics: Sequence[Any]) -> Any:

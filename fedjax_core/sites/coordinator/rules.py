@@ -106,6 +106,6 @@ class Rules:
         """How many of so many sites must report."""
         return sites // 2 + 1 if self.quorum is None else min(self.quorum, sites)
 
-    def quorate(self, asked: np.ndarray, here: np.ndarray) -> bool:
+    def quorate(self, cohort: np.ndarray, here: np.ndarray) -> bool:
         """Whether those here are enough of those asked, each given by its number of examples."""
-        return len(here) >= self.needed(len(asked)) and bool(here.sum() >= self.share * asked.sum())
+        return len(here) >= self.needed(len(cohort)) and bool(here.sum() >= self.share * cohort.sum())

@@ -44,7 +44,7 @@ from fedjax_core.sites.coordinator.reports import Aggregation, largest_weights, 
 from fedjax_core.sites.coordinator.server import broadcast, server_half
 from fedjax_core.sites.coordinator.validation import WrongExchange, check_data
 from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE, WrongConfig
-from fedjax_core.sites.protocol.request import About, BadRequest, Record, Requests
+from fedjax_core.sites.protocol.request import BadRequest, Record, Requests, RunContext
 from fedjax_core.sites.protocol.secure import (
     ATTEMPT,
     CANNOT_SEE,
@@ -71,7 +71,7 @@ stage after it."""
 def secure_exchange(
     composed: Round,
     e: int,
-    about: About,
+    context: RunContext,
     cohort: Cohort,
     places: list[int],
     *,
@@ -88,27 +88,29 @@ def secure_exchange(
     `data`: the fingerprint of each site's; `roster`: their keys. Raises `Paused` where there is no sum, and
     ValueError where there never could be one.
     """
-    number, where = int(about.state.round), f"round {int(about.state.round)}, exchange {e}"
+    number, where = int(context.state.round), f"round {int(context.state.round)}, exchange {e}"
     turns = {int(cohort.clients[p]): p for p in places}
     before = opened.of(number, e)
     if before is not None:
-        if lacking := [name for name in before if name not in {collector.names[at] for at in turns}]:
+        if lacking := [
+            name for name in before if name not in {collector.names[position] for position in turns}
+        ]:
             raise Paused(
                 f"{where} was opened before, as the sum of {', '.join(before)}, and sites open it again for the very same ones alone: "
                 f"{', '.join(lacking)} must be in its cohort and here. Where they are gone for good, go on with another round, "
                 "state._replace(round=state.round + 1). The state is unchanged."
             )
-        turns = {at: place for at, place in turns.items() if collector.names[at] in before}
+        turns = {position: place for position, place in turns.items() if collector.names[position] in before}
     _check(composed, e, cohort, turns, number, collector)
-    sent, state = broadcast(composed, e, about.state, len(about.version))
+    sent, state = broadcast(composed, e, context.state, len(context.version))
     noise = requests.noise(state, e)
     request = training(
         composed,
         sent,
         number,
         e,
-        to=[collector.names[at] for at in turns],
-        about=about,
+        to=[collector.names[position] for position in turns],
+        context=context,
         requests=requests,
         collector=collector,
     )
@@ -121,10 +123,10 @@ def secure_exchange(
         raise run.ended(f"secure aggregation ended: {refusal}", turns) from refusal
     ring = ring_of(vector, run.like.ring)
     sums = Aggregation(composed, e, state.uplink[e], len(cohort.clients), cohort.clients)
-    by = {turns[at]: collector.names[at] for at in turns if at in here}
+    by = {turns[position]: collector.names[position] for position in turns if position in here}
     fits: Any = np.float32(0)
     sums.whole(Sent(ring, fits), float(ring.weight), by, len(by))
-    state = sums.conclude(state, where, collector.rules, partial(_at, record, number, e), noise)
+    state = sums.conclude(state, where, collector.rules, partial(_record_exchange, record, number, e), noise)
     record(
         COORDINATOR,
         "summed",
@@ -139,8 +141,8 @@ def secure_exchange(
     return Result(state, list(by), metrics | tallies.on_the_wire(composed, e, len(by), len(turns)))
 
 
-def _at(record: Record, number: int, e: int, who: str, what: str, about: Any) -> None:
-    record(who, what, number, {**about, "exchange": e})
+def _record_exchange(record: Record, number: int, e: int, party: str, what: str, details: Any) -> None:
+    record(party, what, number, {**details, "exchange": e})
 
 
 def _check(
@@ -166,8 +168,10 @@ def _check(
     assert ring is not None
     most = ring.weights // len(turns)
     weights = largest_weights(composed, e, collector, number)
-    if weights is not None and (heavy := [at for at in turns if weights[at] > most]):
-        names = ", ".join(f"{collector.names[at]} up to {weights[at]:g}" for at in heavy[:5])
+    if weights is not None and (heavy := [position for position in turns if weights[position] > most]):
+        names = ", ".join(
+            f"{collector.names[position]} up to {weights[position]:g}" for position in heavy[:5]
+        )
         raise ValueError(
             f"fc.uplink.secure(bits={ring.bits}, weights={ring.weights}) gives each of {len(turns)} sites a weight of at most {most}, and "
             f"by their examples {names}: make it with larger weights and fewer bits (bits + log2(weights) is at most 32)"
@@ -178,15 +182,15 @@ class _Attempt:
     """One attempt, stage by stage."""
 
     def __init__(
-        self, asked: Header, composed: Round, cohort: Cohort, requests: Requests, collector: Collector, data: Mapping[str, str],
+        self, header: Header, composed: Round, cohort: Cohort, requests: Requests, collector: Collector, data: Mapping[str, str],
         record: Record, roster: Roster,
     ) -> None:  # fmt: skip
-        self._e, self._cohort = asked.exchange, cohort.clients
+        self._e, self._cohort = header.exchange, cohort.clients
         self.like = server_half(composed).like[self._e]
         """The shapes of what a site would send without masks."""
         self.refused = set[int]()
         self._least = composed.uplink.promises.reports
-        self._asked = asked
+        self._header = header
         self._requests, self._collector, self._data, self._record, self._roster = (
             requests,
             collector,
@@ -194,15 +198,17 @@ class _Attempt:
             record,
             roster,
         )
-        self._terms = terms_of(asked, length_of(self.like.ring))
+        self._terms = terms_of(header, length_of(self.like.ring))
         self._server = Server(self._terms, self._fits)
-        self._at = {name: at for at, name in enumerate(collector.names)}
+        self._positions = {name: position for position, name in enumerate(collector.names)}
 
     def sum(self, request: Any, positions: list[int], opened: Opened) -> tuple[np.ndarray, set[int]]:
         """(the sum, [length] uint32, the sites in it)."""
-        server, number = self._server, self._asked.round
+        server, number = self._server, self._header.round
         keys: dict[int, Advertised] = {}
-        self._heard(request, positions, lambda at, heard: keys.setdefault(at, self._keys(heard)), TRAINING)
+        self._collect(
+            request, positions, lambda position, reply: keys.setdefault(position, self._keys(reply)), TRAINING
+        )
         self._quorum(keys, "train")
         roster = server.roster(keys.values())
         identities = np.stack(
@@ -213,16 +219,16 @@ class _Attempt:
         self._stage(
             SHARE,
             {one.name: share for one in roster.sites},
-            lambda at, heard: shared.setdefault(at, self._of(heard, Shared)),
+            lambda position, reply: shared.setdefault(position, self._message(reply, Shared)),
         )
         boxes = server.route(shared.values())
         specs = {f"['{VECTOR}']": LeafSpec("uint32", (self._terms.length,))}
 
-        def add(at: int, heard: Envelope) -> None:
-            check_specs(heard.tensors, specs)
-            server.add(Masked(heard.header.sender, heard.tensors[f"['{VECTOR}']"]))
+        def add(position: int, reply: Envelope) -> None:
+            check_specs(reply.tensors, specs)
+            server.add(Masked(reply.header.sender, reply.tensors[f"['{VECTOR}']"]))
 
-        masked = self._stage(MASK, {name: written(its) for name, its in boxes.items()}, add)
+        masked = self._stage(MASK, {name: written(message) for name, message in boxes.items()}, add)
         survivors = server.survivors()
         self._quorum(masked, "mask")
         signed: dict[int, Confirmed] = {}
@@ -230,7 +236,7 @@ class _Attempt:
         self._stage(
             CONFIRM,
             dict.fromkeys(survivors.names, confirm),
-            lambda at, heard: signed.setdefault(at, self._of(heard, Confirmed)),
+            lambda position, reply: signed.setdefault(position, self._message(reply, Confirmed)),
         )
         wanted = server.wanted(signed.values())
         opened.add(number, self._e, survivors.names, self._requests.recovery.oldest)
@@ -240,15 +246,21 @@ class _Attempt:
         shares: dict[int, Revealed] = {}
         self._stage(
             REVEAL,
-            {name: written(its) for name, its in wanted.items()},
-            lambda at, heard: shares.setdefault(at, self._of(heard, Revealed)),
+            {name: written(message) for name, message in wanted.items()},
+            lambda position, reply: shares.setdefault(position, self._message(reply, Revealed)),
         )
         return server.total(shares.values()), masked
 
     def ended(self, why: str, positions: Collection[int]) -> Paused:
         """What is raised where there is no sum: why, and what became of each site that is missing."""
-        number, reasons = self._asked.round, self._collector.replies.reasons
-        missing = with_reasons({self._collector.names[at]: reasons[at] for at in positions if at in reasons})
+        number, reasons = self._header.round, self._collector.replies.reasons
+        missing = with_reasons(
+            {
+                self._collector.names[position]: reasons[position]
+                for position in positions
+                if position in reasons
+            }
+        )
         self._record(
             COORDINATOR,
             "paused",
@@ -263,46 +275,50 @@ class _Attempt:
         self, kind: str, to: Mapping[str, dict[str, np.ndarray]], use: Callable[[int, Envelope], Any]
     ) -> set[int]:
         """Those of these sites whose answer to what each is sent is of use."""
-        said = {ATTEMPT: self._asked.sequence, "part_bytes": self._asked.fields.get("part_bytes")}
-        fields: dict[str, Scalar] = {name: value for name, value in said.items() if value is not None}
+        values = {ATTEMPT: self._header.sequence, "part_bytes": self._header.fields.get("part_bytes")}
+        fields: dict[str, Scalar] = {name: value for name, value in values.items() if value is not None}
         made: dict[int, Any] = {}  # of one message for all, one request
         requests = {}
         for name, body in to.items():
             if id(body) not in made:
-                made[id(body)] = self._requests.concerning(self._asked, kind, fields, body)
-            requests[self._at[name]] = made[id(body)]
-        about: dict[str, Scalar] = {
+                made[id(body)] = self._requests.concerning(self._header, kind, fields, body)
+            requests[self._positions[name]] = made[id(body)]
+        details: dict[str, Scalar] = {
             "kind": kind,
             "exchange": self._e,
             "bytes": sum(map(len, requests.values())),
         }
-        self._record(COORDINATOR, "asked", self._asked.round, about | in_lines("names", to))
-        return self._heard(requests, sorted(requests), use, 1)
+        self._record(COORDINATOR, "asked", self._header.round, details | in_lines("names", to))
+        return self._collect(requests, sorted(requests), use, 1)
 
-    def _heard(
+    def _collect(
         self, request: Any, positions: list[int], use: Callable[[int, Envelope], Any], parts: int
     ) -> set[int]:
-        def used(at: int, heard: Envelope) -> bool:
+        def used(position: int, reply: Envelope) -> bool:
             try:
-                use(at, heard)
+                use(position, reply)
             except (Refused, Refusal) as refusal:
-                self.refused.add(at)
-                self._collector.replies.reasons[at] = f"its answer was set aside ({refusal.code}): {refusal}"
-                about: dict[str, Scalar] = {
+                self.refused.add(position)
+                self._collector.replies.reasons[position] = (
+                    f"its answer was set aside ({refusal.code}): {refusal}"
+                )
+                details: dict[str, Scalar] = {
                     "accepted": False,
                     "code": refusal.code,
                     "reason": str(refusal)[:1000],
-                    "digest": heard.header.digest,
+                    "digest": reply.header.digest,
                 }
-                self._record(heard.header.sender, "update", self._asked.round, {**about, "exchange": self._e})
+                self._record(
+                    reply.header.sender, "update", self._header.round, {**details, "exchange": self._e}
+                )
                 return False
             return True
 
-        return set(self._collector.collect(request, self._asked.round, positions, used, parts=parts))
+        return set(self._collector.collect(request, self._header.round, positions, used, parts=parts))
 
-    def _keys(self, heard: Envelope) -> Advertised:
+    def _keys(self, reply: Envelope) -> Advertised:
         """The keys in a reply to the request to train, once that is of this study, exchange and data."""
-        header = heard.header
+        header = reply.header
         if header.config != self._requests.config:
             raise WrongConfig(
                 "the site has another study than the run: both ends need the same algorithm, settings, code and fedjax_core"
@@ -312,25 +328,25 @@ class _Attempt:
                 f"the keys are of exchange {header.exchange} of the round, and this is {self._e}"
             )
         code = check_data(header, self._data)
-        found = self._of(heard, Advertised)
-        if not self._fits(found.name, PURPOSE, found.signed(self._terms), found.signature):
-            raise BadRequest(f"the keys of {found.name!r} are not signed by it for this round")
+        advertised = self._message(reply, Advertised)
+        if not self._fits(advertised.name, PURPOSE, advertised.signed(self._terms), advertised.signature):
+            raise BadRequest(f"the keys of {advertised.name!r} are not signed by it for this round")
         self._record(
             header.sender,
             "update",
             header.round,
             {"accepted": True, "code": code, "digest": header.digest, "exchange": self._e},
         )
-        return found
+        return advertised
 
-    def _of(self, heard: Envelope, kind: type[Any]) -> Any:
+    def _message(self, reply: Envelope, kind: type[Any]) -> Any:
         """The message of this kind in a reply, which speaks for its sender."""
-        found: Any = read(heard.tensors, kind)
-        if found.name != heard.header.sender:
+        message: Any = read(reply.tensors, kind)
+        if message.name != reply.header.sender:
             raise BadRequest(
-                f"{heard.header.sender!r} sent a message {kind.__name__} in the name of another site"
+                f"{reply.header.sender!r} sent a message {kind.__name__} in the name of another site"
             )
-        return found
+        return message
 
     def _fits(self, name: str, purpose: str, data: bytes, signature: bytes) -> bool:
         key = self._roster.keys.get(name)
@@ -340,5 +356,5 @@ class _Attempt:
         if len(here) < self._least:
             raise TooFew(stage, len(here), self._least)
         self._collector.check_quorum(
-            self._asked.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}"
+            self._header.round, self._cohort, list(here), f"exchange {self._e}, stage {stage!r}"
         )

@@ -41,11 +41,10 @@ class Server(NamedTuple):
     broadcast: list[Any]
     """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the
     downlink keeps now)."""
-    # (whether what a report expands to may be used, its norm); None where that is what was sent, as was
-    # validated
+    # (whether the expanded report may be used, its norm); None where it equals what was sent and validated
     fine: list[Any]
     weigh: list[Weigher | None]  # what a report weighs
-    # what a report's stats are, by the names of their tensors, where examples and steps say it
+    # tensor name -> a stat of the report, where examples and steps alone determine it
     counters: list[dict[str, Weigher]]
     zero: list[Any]
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
@@ -125,10 +124,10 @@ def server_half(composed: Round) -> Server:
         if composed.slots > 1:  # whose number has to be looked at
             return False
         update = wire_of(shapes[e]).update
-        found = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(
+        jaxpr = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(
             state.uplink[e], update
         ).jaxpr
-        return found.outvars == found.invars[len(jax.tree.leaves(state.uplink[e])) :]
+        return jaxpr.outvars == jaxpr.invars[len(jax.tree.leaves(state.uplink[e])) :]
 
     def zero(e: int, cohort: int) -> Any:
         read = jax.eval_shape(partial(composed.receive, e), state.uplink[e], shapes[e], jnp.float32(0))[0]
@@ -187,8 +186,8 @@ def server_half(composed: Round) -> Server:
     )
 
 
-def _named(found: Mapping[str, Weigher], tensors: Mapping[str, str]) -> dict[str, Weigher]:
-    return {tensors[name]: one for name, one in found.items()}
+def _named(weighers: Mapping[str, Weigher], tensors: Mapping[str, str]) -> dict[str, Weigher]:
+    return {tensors[name]: one for name, one in weighers.items()}
 
 
 def _compiled(broadcast: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:

@@ -35,38 +35,40 @@ def collect_sums(
     reason."""
     names = collector.names
     collector.begin(0, parts=1)
-    here = [at for at in range(len(names)) if at not in collector.unknown]
+    here = [position for position in range(len(names)) if position not in collector.unknown]
     text = np.frombuffer(encode(statistic), np.uint8)
     request = requests.write(
         "statistics",
         0,
-        to=[names[at] for at in here],
+        to=[names[position] for position in here],
         body={STATISTIC: text},
         fields={STATISTIC: name_of(statistic)},
     )
     replies = collector.collect(request, 0, here)
     reasons = {
-        names[at]: collector.replies.reasons.get(at, "no reply")
-        for at in range(len(names))
-        if at not in replies
+        names[position]: collector.replies.reasons.get(position, "no reply")
+        for position in range(len(names))
+        if position not in replies
     }
     like = {
         name: np.asarray(x) for name, x in statistic.sums(Table.empty(statistic.columns), Limits()).items()
     }
-    found: list[Sums] = []
-    for at, reply in sorted(replies.items()):
+    site_sums: list[Sums] = []
+    for position, reply in sorted(replies.items()):
         try:
-            found.append(
-                _checked(from_tensors_open(reply.tensors, {"sums": like})["sums"], int(collector.sizes[at]))
+            site_sums.append(
+                _checked(
+                    from_tensors_open(reply.tensors, {"sums": like})["sums"], int(collector.sizes[position])
+                )
             )
         except Refused as refusal:
-            reasons[names[at]] = str(refusal)
-            record(names[at], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
+            reasons[names[position]] = str(refusal)
+            record(names[position], "refused", 0, {"code": refusal.code, "reason": str(refusal)[:1000]})
     if reasons:
         raise Paused(
             f"a statistic is of all sites, and these told no sums that count. {with_reasons(reasons)}"
         )
-    return found
+    return site_sums
 
 
 def _checked(sums: dict[str, Any], examples: int) -> Sums:
@@ -74,7 +76,7 @@ def _checked(sums: dict[str, Any], examples: int) -> Sums:
     for name, x in sums.items():
         if not np.isfinite(x).all():
             raise BadSums(f"its sums {name!r} hold NaN or an infinity")
-        # what `stats.base.count` makes
+        # Such a scalar is what `stats.base.count` makes.
         if np.ndim(x) == 0 and np.asarray(x).dtype == np.int64 and not 0 <= int(x) <= examples:
             raise BadSums(
                 f"its sums say {int(x)} {name}, and it has {examples} examples: a count is none below 0 and no more than these"

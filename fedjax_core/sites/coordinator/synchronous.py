@@ -21,8 +21,8 @@ from fedjax_core.sites.coordinator.exchange import exchange
 from fedjax_core.sites.coordinator.opened import Opened
 from fedjax_core.sites.coordinator.reports import total_of
 from fedjax_core.sites.coordinator.secure import PARTS, secure_exchange
-from fedjax_core.sites.protocol.report import said, told
-from fedjax_core.sites.protocol.request import About, Record, Requests
+from fedjax_core.sites.protocol.report import epsilon_entry, partial_entry
+from fedjax_core.sites.protocol.request import Record, Requests, RunContext
 from fedjax_core.sites.wire.canonical import Scalar, in_lines
 from fedjax_core.sites.wire.envelope import COORDINATOR
 from fedjax_core.sites.wire.identity import Roster
@@ -83,8 +83,12 @@ class SynchronousRounds:
         number, collector = int(state.round), self._collector
         chosen = as_cohort(cohort, len(collector.names))
         collector.begin(number, chosen.clients, sum(PARTS if masked else 1 for masked in self._masked))
-        places = [place for place, at in enumerate(chosen.clients.tolist()) if at not in collector.unknown]
-        found: dict[str, Any] = {
+        places = [
+            place
+            for place, position in enumerate(chosen.clients.tolist())
+            if position not in collector.unknown
+        ]
+        metrics: dict[str, Any] = {
             "refused": total_of(0),
             "missing": total_of(len(chosen.clients) - len(places)),
         }
@@ -93,12 +97,14 @@ class SynchronousRounds:
         for e, masked in enumerate(self._masked):
             step: Any = secure_exchange if masked else exchange
             more = self._under_masks if masked else {}
-            result = step(self._round, e, About(state, version, needed), chosen, places, **self._ends, **more)
+            result = step(
+                self._round, e, RunContext(state, version, needed), chosen, places, **self._ends, **more
+            )
             state, places = result.state, result.places
             version[chosen.clients[places]] = number * len(self._masked) + e + 1
-            found = add(found, result.metrics)
+            metrics = add(metrics, result.metrics)
         here = chosen.clients[places]
-        found |= {
+        metrics |= {
             "clients": total_of(sum(map(collector.clients_of, here))),
             "examples": total_of(collector.sizes[here].sum()),
         }
@@ -108,10 +114,15 @@ class SynchronousRounds:
         counts: dict[str, Scalar] = {
             "algorithm": self._round.algorithm.name,
             "sites": len(here),
-            "refused": float(found["refused"].total),
+            "refused": float(metrics["refused"].total),
         }
         counts |= in_lines("lacked", self.lacked)
-        self._record(COORDINATOR, "round", number, counts | said(found) | told(self._round, number + 1))
+        self._record(
+            COORDINATOR,
+            "round",
+            number,
+            counts | partial_entry(metrics) | epsilon_entry(self._round, number + 1),
+        )
         version.flags.writeable = False
         after: Any = Versions(version)
-        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), found  # type: ignore[arg-type]
+        return state._replace(round=np.asarray(number + 1, np.int32), clients=after), metrics  # type: ignore[arg-type]

@@ -10,8 +10,8 @@ and categories; training goes on, since who is right only the sites can tell.
 
 >>> from fedjax_core.data.preprocess import Standardise
 >>> means = (37.0, 0.6), (36.8, 0.7), (98.6, 1.0)
->>> said = [{"count": np.array(50), "mean": np.array(mean), "m2": np.array(50 * scale**2)} for mean, scale in means]
->>> far([Standardise("temperature")], ["charite", "mayo", "oslo"], [[one] for one in said], {})
+>>> sums = [{"count": np.array(50), "mean": np.array(mean), "m2": np.array(50 * scale**2)} for mean, scale in means]
+>>> far([Standardise("temperature")], ["charite", "mayo", "oslo"], [[one] for one in sums], {})
 ["oslo has a mean of 'temperature' far from that of the other sites: is it in another unit, or another column?"]
 """
 
@@ -30,19 +30,22 @@ _ABSURD = 1e6
 def far(
     steps: Sequence[Step],
     sites: Sequence[str],
-    said: Sequence[Sequence[Sums]],
+    site_sums: Sequence[Sequence[Sums]],
     features: Mapping[str, Sequence[str]],
 ) -> list[str]:
     """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the
     names of a row's numbers."""
-    found = []
+    warnings = []
     for i, step in enumerate(steps):
         if not step.releases or len(sites) < 2:
             continue
-        for at, site in enumerate(sites):
-            own, others = said[at][i], reduce(step.merge, [one[i] for j, one in enumerate(said) if j != at])
+        for position, site in enumerate(sites):
+            own, others = (
+                site_sums[position][i],
+                reduce(step.merge, [one[i] for j, one in enumerate(site_sums) if j != position]),
+            )
             if "categories" in step.releases and _foreign(own, others):
-                found.append(
+                warnings.append(
                     f"{site} has no category of {step.column!r} in common with the other sites: does it spell or number them otherwise, "
                     "or is it another column?"
                 )
@@ -53,45 +56,45 @@ def far(
                 which = _in_words(
                     step.column, odd, features.get(step.column, ()), alone=np.ndim(own["mean"]) == 0
                 )
-                found.append(
+                warnings.append(
                     f"{site} has a mean of {which} far from that of the other sites: is it in another unit, or another column?"
                 )
-    return found
+    return warnings
 
 
 def _foreign(own: Sums, others: Sums) -> bool:
     """Whether both have categories, and none in common."""
-    mine, theirs = categories_in(own), categories_in(others)
+    ours, theirs = categories_in(own), categories_in(others)
     return (
-        len(mine) > 0
+        len(ours) > 0
         and len(theirs) > 0
-        and (mine.dtype.kind != theirs.dtype.kind or not np.isin(mine, theirs).any())
+        and (ours.dtype.kind != theirs.dtype.kind or not np.isin(ours, theirs).any())
     )
 
 
-def absurd(steps: Sequence[Step], said: Sequence[Sequence[Sums]]) -> dict[int, str]:
+def absurd(steps: Sequence[Step], site_sums: Sequence[Sequence[Sums]]) -> dict[int, str]:
     """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a
     million times the others'.
 
     By them alone the columns of all other sites would become nothing.
     """
-    found = dict[int, str]()
+    reasons = dict[int, str]()
     for i, step in enumerate(steps):
-        told = [_largest(one[i]) for one in said]
-        if len(told) < LEAST or any(one is None for one in told):
+        largest = [_largest(one[i]) for one in site_sums]
+        if len(largest) < LEAST or any(one is None for one in largest):
             continue
-        # [sites, numbers of a row]; NaN of what a site does not have
-        sizes = np.stack([np.ravel(one) for one in told if one is not None])
+        # [sites, numbers of a row]; NaN where a site has no such number.
+        sizes = np.stack([np.ravel(one) for one in largest if one is not None])
         here = (~np.isnan(sizes)).sum(axis=0) >= LEAST
         middle = np.take_along_axis(
             np.sort(sizes, axis=0), ((~np.isnan(sizes)).sum(axis=0, keepdims=True) - 1) // 2, axis=0
         )[0]
         odd = here & (middle > 0) & (sizes > _ABSURD * middle)
-        found |= {
-            at: f"its sums for {type(step).__name__}({step.column!r}) are of numbers a million times the others', which would vanish"
-            for at in np.flatnonzero(odd.any(axis=1)).tolist()
+        reasons |= {
+            position: f"its sums for {type(step).__name__}({step.column!r}) are of numbers a million times the others', which would vanish"
+            for position in np.flatnonzero(odd.any(axis=1)).tolist()
         }
-    return found
+    return reasons
 
 
 def _largest(sums: Sums) -> np.ndarray | None:

@@ -100,7 +100,7 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     exchange: int
     config: str
     kinds: Mapping[str, LeafSpec]  # of the report's tensors: trees.leaf_specs(eval_shape of what is sent)
-    # site -> fingerprint of its dataset; a site not here is heard for the first time
+    # site -> fingerprint of its data; a site that is missing here replies for the first time
     data: Mapping[str, str] = {}
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
@@ -109,7 +109,7 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     max_steps: int | None = None  # that its plan has for so many
     beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
     limited: bool = False  # whether the time for training was, so that a part of it may have been done
-    # the least and the most that a tensor of one number may hold
+    # tensor of one number -> (least, most) that it may hold
     stats: Mapping[str, tuple[float, float]] = {}
     clients: int | None = (
         None  # that the report is the mean of, where departments are clients; None: it is one client's
@@ -207,9 +207,9 @@ def _check_header(header: Header, expected: ExpectedUpdate) -> str:
 
 def _check_stats(tensors: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[float, float]]) -> None:
     for name, (least, most) in bounds.items():
-        if not least <= (said := float(tensors[name])) <= most:  # NaN is not
+        if not least <= (value := float(tensors[name])) <= most:  # NaN is not
             raise BadStats(
-                f"the report says {said:g} as {name}, and the site's examples and steps give {most:g}; both ends need the same version, "
+                f"the report says {value:g} as {name}, and the site's examples and steps give {most:g}; both ends need the same version, "
                 "and a site has no choice of that number"
             )
 

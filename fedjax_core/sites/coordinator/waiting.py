@@ -74,7 +74,7 @@ class Waiting:
         if isinstance(request, Mapping):
             self._requests, self._headers, self._outgoing = (
                 request,
-                {at: header_of(request[at]) for at in positions},
+                {position: header_of(request[position]) for position in positions},
                 None,
             )
         else:
@@ -85,7 +85,7 @@ class Waiting:
             self._outgoing = contact.outgoing(request)
         self._use, self._skip, self._quorate, self._record = use, skip, quorate, record
         self._patience, self._most, self._hasty = patience, most, set(hasty)
-        self._asked = dict.fromkeys(positions, 0)
+        self._attempts = dict.fromkeys(positions, 0)
         self._settled: set[int] = set()
         self._there: set[int] = set()  # of whom something came, whatever it was
         self._waiting: dict[Future[Reply], int] = {}
@@ -96,27 +96,29 @@ class Waiting:
         """Asks all, and hears them until that is over; who is missing then has a reason in
         `Replies.reasons`."""
         attempts = self._contact.rules.attempts
-        for at in self._positions:
-            self._ask(at)
+        for position in self._positions:
+            self._ask(position)
         for turn in range(attempts):
-            self._hear_all()
+            self._receive_all()
             missing = [
-                at for at in self._positions if at not in self._settled and at in self._waiting.values()
+                position
+                for position in self._positions
+                if position not in self._settled and position in self._waiting.values()
             ]
             over = turn + 1 == attempts or time.monotonic() >= self._patience.until
             if not missing or over or self._quorate(list(self.good)):
                 break
-            for at in missing:
-                self._record(self._contact.names[at], "asked again", self._number, {})
-                self._ask(at)
+            for position in missing:
+                self._record(self._contact.names[position], "asked again", self._number, {})
+                self._ask(position)
         self._fetch.close()
         self._leave()
 
-    def _ask(self, at: int) -> None:
-        self._asked[at] += 1
-        self._waiting[self._contact.ask(at, self._requests[at], self._outgoing)] = at
+    def _ask(self, position: int) -> None:
+        self._attempts[position] += 1
+        self._waiting[self._contact.ask(position, self._requests[position], self._outgoing)] = position
 
-    def _hear_all(self) -> None:
+    def _receive_all(self) -> None:
         """Hears replies until as many count as may, or nothing more is waited for."""
         while self._waiting and len(self.good) < self._most:
             end = self._end()
@@ -125,11 +127,13 @@ class Waiting:
             if done:
                 self._took = now - self._patience.began
                 for future in sorted(done, key=self._waiting.__getitem__):
-                    self._hear(future)
+                    self._receive(future)
             elif now >= end:
                 if now >= self._end():
                     return
-            elif not self._contact.goes_on(at for at in self._waiting.values() if at not in self._hasty):
+            elif not self._contact.goes_on(
+                position for position in self._waiting.values() if position not in self._hasty
+            ):
                 return
 
     def _end(self) -> float:
@@ -137,71 +141,77 @@ class Waiting:
         patience, hasty = self._patience, self._hasty
         if (not patience.more and not hasty) or not self._quorate(list(self.good)):
             return patience.until
-        hasty.difference_update([at for at in hasty if self._fetch.moved(at)])  # of which something comes
+        # A site whose parts are arriving is not silent any more.
+        hasty.difference_update([position for position in hasty if self._fetch.moved(position)])
         if hasty and hasty.issuperset(self._waiting.values()):
             grace = (self._contact.rules.grace or 0.0) * self._took
             return min(patience.ours, patience.began + max(patience.least, grace))
         return patience.ours
 
-    def _hear(self, future: "Future[Reply]") -> None:
-        at, contact = self._waiting.pop(future), self._contact
-        if at in self._settled:  # asked twice, and answered twice
-            contact.replies.record_late(future, at)
+    def _receive(self, future: "Future[Reply]") -> None:
+        position, contact = self._waiting.pop(future), self._contact
+        if position in self._settled:  # asked twice, and answered twice
+            contact.replies.record_late(future, position)
             return
-        heard = contact.replies.accept(
+        reply = contact.replies.accept(
             future,
-            at,
+            position,
             self._number,
-            self._headers[at],
+            self._headers[position],
             self._outgoing,
             skew_seconds=contact.rules.skew_seconds,
         )
-        if heard is None:
-            if self._asked[at] < contact.rules.attempts:
-                self._ask(at)
+        if reply is None:
+            if self._attempts[position] < contact.rules.attempts:
+                self._ask(position)
         else:
-            contact.silent.discard(at)
-            self._there.add(at)
-            if not self._in_parts(at, heard, future) and self._settle(at, heard, future):
+            contact.silent.discard(position)
+            self._there.add(position)
+            if not self._in_parts(position, reply, future) and self._settle(position, reply, future):
                 return
-        if self._skip is not None and at not in self._waiting.values():
-            self._skip(at)
+        if self._skip is not None and position not in self._waiting.values():
+            self._skip(position)
 
-    def _in_parts(self, at: int, heard: Envelope, future: "Future[Reply]") -> bool:
+    def _in_parts(self, position: int, reply: Envelope, future: "Future[Reply]") -> bool:
         """Whether it is not the reply yet: that comes in parts, or the request goes in parts."""
-        name = self._contact.names[at]
-        if heard.header.kind == PARTS:
-            whole = self._fetch.begin(at, name, read_manifest(heard, self._headers[at]))
-            self._waiting[whole], self._heads[whole] = at, future
-        elif heard.header.kind == LACKING and self._outgoing is not None:
-            self._waiting[self._fetch.send(at, name, self._outgoing, self._outgoing.lacking(heard))] = at
+        name = self._contact.names[position]
+        if reply.header.kind == PARTS:
+            whole = self._fetch.begin(position, name, read_manifest(reply, self._headers[position]))
+            self._waiting[whole], self._heads[whole] = position, future
+        elif reply.header.kind == LACKING and self._outgoing is not None:
+            self._waiting[self._fetch.send(position, name, self._outgoing, self._outgoing.lacking(reply))] = (
+                position
+            )
         else:
             return False
         return True
 
-    def _settle(self, at: int, heard: Envelope, future: "Future[Reply]") -> bool:
+    def _settle(self, position: int, reply: Envelope, future: "Future[Reply]") -> bool:
         """Takes the site's last word; returns whether it counts."""
-        self._settled.add(at)
-        self.counted[at] = self._heads.get(future, future)
-        if heard.header.kind != "refusal" and (self._use is None or self._use(at, heard)):
-            self.good[at] = heard if self._use is None else heard._replace(tensors={})
+        self._settled.add(position)
+        self.counted[position] = self._heads.get(future, future)
+        if reply.header.kind != "refusal" and (self._use is None or self._use(position, reply)):
+            self.good[position] = reply if self._use is None else reply._replace(tensors={})
             return True
-        del self.counted[at]
+        del self.counted[position]
         return False
 
     def _leave(self) -> None:
         """Waits for nobody any more, and says why those who are missing are."""
         contact = self._contact
-        # who may still have answered
+        # Once enough replies are here, the others may still be on their way: they are not silent.
         awaited = set(self._waiting.values()) if len(self.good) >= self._most else set()
-        contact.silent |= self._asked.keys() - self._there - awaited
-        for future, at in self._waiting.items():
-            if at not in self._settled:
+        contact.silent |= self._attempts.keys() - self._there - awaited
+        for future, position in self._waiting.items():
+            if position not in self._settled:
                 seconds = time.monotonic() - self._patience.began
-                contact.replies.reasons[at] = (
-                    f"no reply in {seconds:.3g} s" if at in contact.silent else ENOUGH
+                contact.replies.reasons[position] = (
+                    f"no reply in {seconds:.3g} s" if position in contact.silent else ENOUGH
                 )
                 self._record(
-                    contact.names[at], "missing", self._number, {"reason": contact.replies.reasons[at]}
+                    contact.names[position],
+                    "missing",
+                    self._number,
+                    {"reason": contact.replies.reasons[position]},
                 )
-            contact.leave(future, at)
+            contact.leave(future, position)

@@ -46,10 +46,10 @@ def weigher(composed: Round, e: int) -> Weigher | None:
 def counters(composed: Round, e: int, stats: Mapping[str, Any]) -> dict[str, Weigher]:
     """Those of the `stats` (name -> shape) of exchange `e` that are one number and depend on examples and
     steps alone."""
-    found = {
+    candidates = {
         name: _of_seen(composed, e, partial(_stat, name)) for name, shape in stats.items() if not shape.shape
     }
-    return {name: one for name, one in found.items() if one is not None}
+    return {name: one for name, one in candidates.items() if one is not None}
 
 
 def _stat(name: str, report: Report) -> Array:

@@ -29,7 +29,7 @@ class Finding(NamedTuple):
     what: str
     fine: bool | None
     """None: not looked at."""
-    said: str
+    message: str
     """What was found, and where it is not fine what to do."""
 
 
@@ -43,21 +43,21 @@ def examine(
     there."""
     try:
         settings = beside(Path(path)) if settings is None else settings
-        about = SiteFile.read(path)
+        site_file = SiteFile.read(path)
     except (OSError, ValueError) as error:
         return [Finding("file", False, str(error))]
-    found = [Finding("file", True, f"{path} describes {about.name}")]
+    findings = [Finding("file", True, f"{path} describes {site_file.name}")]
     for what, check in ((what, check) for what, check in CHECKS.items() if what in only):
         try:
-            found.append(Finding(what, True, check(about, settings)))
+            findings.append(Finding(what, True, check(site_file, settings)))
         except Skipped as why:
-            found.append(Finding(what, None, str(why)))
+            findings.append(Finding(what, None, str(why)))
         except Exception as error:
-            said = (
+            reason = (
                 str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
             )
-            found.append(Finding(what, False, said))
-    return found
+            findings.append(Finding(what, False, reason))
+    return findings
 
 
 def beside(path: Path, settings: Settings | None = None) -> Settings:

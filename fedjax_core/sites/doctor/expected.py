@@ -83,13 +83,13 @@ class Expected:
         """Writes the expected.toml."""
         lines = [f'python = "{self.python}"', f'study = "{self.study}"', f"made = {self.made!r}"]
         for name in ("packages", "columns", "features", "code", "data"):
-            said = {
+            table = {
                 key: value if isinstance(value, str) else list(value)
                 for key, value in getattr(self, name).items()
             }
             lines += [
                 f"[{name}]",
-                *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in said.items()),
+                *(f"{json.dumps(key)} = {json.dumps(value)}" for key, value in table.items()),
             ]
         write_whole(Path(path), "\n".join(lines) + "\n")
 

@@ -24,7 +24,7 @@ _SECONDS = 5.0
 _SOON_DAYS = 7
 
 
-def versions(about: SiteFile, settings: Settings) -> str:
+def versions(site_file: SiteFile, settings: Settings) -> str:
     """Python and the packages are those that the study was made with."""
     expected, here = settings.expected, packages()
     if not expected.packages:
@@ -44,21 +44,23 @@ def versions(about: SiteFile, settings: Settings) -> str:
     return f"Python {python()} and {len(expected.packages)} packages as the study was made with"
 
 
-def key_path(about: SiteFile) -> Path | None:
+def key_path(site_file: SiteFile) -> Path | None:
     """Where the site's key is, or will be made."""
-    return about.key or (about.folder / f"{about.name}.key" if about.folder is not None else None)
+    return site_file.key or (
+        site_file.folder / f"{site_file.name}.key" if site_file.folder is not None else None
+    )
 
 
-def own_key(about: SiteFile, settings: Settings) -> str:
+def own_key(site_file: SiteFile, settings: Settings) -> str:
     """The site's key is there, and is its own."""
-    path = key_path(about)
+    path = key_path(site_file)
     if path is None or not path.exists():
         raise Unfit(
-            f"there is no key {path or ''}: make one with `fedjax-core keys make {about.name}`, and name it in the site's file"
+            f"there is no key {path or ''}: make one with `fedjax-core keys make {site_file.name}`, and name it in the site's file"
         )
     key = SiteKey.load(path)
-    if key.name != about.name:
-        raise Unfit(f"{path} is the key of {key.name!r}, and the site is {about.name!r}: name its own")
+    if key.name != site_file.name:
+        raise Unfit(f"{path} is the key of {key.name!r}, and the site is {site_file.name!r}: name its own")
     if read_public(path.with_suffix(".pub")) != (key.name, key.public):
         raise Unfit(
             f"{path.with_suffix('.pub')} is not the public half of {path}: write it anew from `fedjax-core keys show {path}`"
@@ -66,21 +68,21 @@ def own_key(about: SiteFile, settings: Settings) -> str:
     return f"{path}, fingerprint {key.public.fingerprint}"
 
 
-def coordinator(about: SiteFile, settings: Settings) -> str:
+def coordinator(site_file: SiteFile, settings: Settings) -> str:
     """The coordinator's public key is there."""
-    if about.coordinator is None:
+    if site_file.coordinator is None:
         raise Unfit(
             "the site's file names no coordinator's key: ask for coordinator.pub, and compare the fingerprint by telephone"
         )
-    name, key = read_public(about.coordinator)
+    name, key = read_public(site_file.coordinator)
     if name != COORDINATOR:
         raise Unfit(
-            f"{about.coordinator} is the key of {name!r}, and a site listens to {COORDINATOR!r} alone"
+            f"{site_file.coordinator} is the key of {name!r}, and a site listens to {COORDINATOR!r} alone"
         )
     return f"fingerprint {key.fingerprint}: compare it by telephone"
 
 
-def clock(about: SiteFile, settings: Settings) -> str:
+def clock(site_file: SiteFile, settings: Settings) -> str:
     """The clock is right."""
     here, made = time.time(), settings.expected.made
     if here < made - settings.offset_seconds:
@@ -97,25 +99,27 @@ def clock(about: SiteFile, settings: Settings) -> str:
     return f"{offset:+.0f} s off"
 
 
-def modes(about: SiteFile, settings: Settings) -> str:
+def modes(site_file: SiteFile, settings: Settings) -> str:
     """Nobody else on this machine can read or change what is private."""
-    named = isinstance(about.data, (str, Path)) and ":" not in str(about.data)
+    named = isinstance(site_file.data, (str, Path)) and ":" not in str(site_file.data)
     private = [
         path
-        for path in (Path(about.data) if named else None, about.folder)
+        for path in (Path(site_file.data) if named else None, site_file.folder)
         if path is not None and path.exists()
     ]
-    found = {path: list(open_to_others(path)) for path in private}
-    if readable := {path: inside for path, inside in found.items() if inside}:
-        said = "; ".join(
+    exposed = {path: list(open_to_others(path)) for path in private}
+    if readable := {path: inside for path, inside in exposed.items() if inside}:
+        listing = "; ".join(
             f"{len(inside)} files and folders of {path}, such as {inside[-1]}"
             for path, inside in readable.items()
         )
         command = f"chmod -R go-rwx {shlex.join(map(str, readable))}"
         raise Unfit(
-            f"other users of this machine may read {said}, which may hold records of patients: {command}"
+            f"other users of this machine may read {listing}, which may hold records of patients: {command}"
         )
-    keys = {path.parent for path in (about.key, about.coordinator, about.policy) if path is not None}
+    keys = {
+        path.parent for path in (site_file.key, site_file.coordinator, site_file.policy) if path is not None
+    }
     if writable := sorted(
         path for path in keys if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o022
     ):
@@ -126,9 +130,9 @@ def modes(about: SiteFile, settings: Settings) -> str:
     return f"nobody but its owner can read {' and '.join(map(str, private)) or 'what is there'}"
 
 
-def disk(about: SiteFile, settings: Settings) -> str:
+def disk(site_file: SiteFile, settings: Settings) -> str:
     """There is room on the disk, and it can be written."""
-    folder = (about.folder or Path.cwd()).absolute()
+    folder = (site_file.folder or Path.cwd()).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free / 1e9
     if free < settings.free_gb:
@@ -142,7 +146,7 @@ def disk(about: SiteFile, settings: Settings) -> str:
     return f"{free:.1f} GB free at {place}"
 
 
-def memory(about: SiteFile, settings: Settings) -> str:
+def memory(site_file: SiteFile, settings: Settings) -> str:
     """There is memory free."""
     free = memory_available() / 1e9
     if free < settings.memory_gb:
@@ -152,22 +156,22 @@ def memory(about: SiteFile, settings: Settings) -> str:
     return f"{free:.1f} GB free"
 
 
-def started(about: SiteFile, settings: Settings) -> str:
+def started(site_file: SiteFile, settings: Settings) -> str:
     """Ray starts the site by the site's own file."""
     value = settings.environment.get(VARIABLE, "")
-    where = "" if about.file is None else about.file.absolute()
+    where = "" if site_file.file is None else site_file.file.absolute()
     if not value:
         raise Skipped(
             f"start Ray with `fedjax-core node {where}`, by which the site's process knows its file; for `ray start` set {VARIABLE}"
         )
-    if about.file is not None and not any(
-        path.exists() and path.samefile(about.file) for path in paths(value)
+    if site_file.file is not None and not any(
+        path.exists() and path.samefile(site_file.file) for path in paths(value)
     ):
         raise Unfit(f"{VARIABLE} names {value}, and not this file: start Ray with {VARIABLE}={where}")
     return f"Ray starts the site by this file ({VARIABLE})"
 
 
-def network(about: SiteFile, settings: Settings) -> str:
+def network(site_file: SiteFile, settings: Settings) -> str:
     """The coordinator's address is reached."""
     if settings.address is None:
         raise Skipped("give the coordinator's address with --address host:port")
@@ -184,10 +188,10 @@ def network(about: SiteFile, settings: Settings) -> str:
     return f"{settings.address} in {(time.monotonic() - began) * 1000:.0f} ms"
 
 
-def ray(about: SiteFile, settings: Settings) -> str:
+def ray(site_file: SiteFile, settings: Settings) -> str:
     """Ray asks for a token and TLS, with a certificate that lasts."""
-    if found := ray_security.lacking(settings.environment):
-        raise Unfit(f"Ray lacks {' and '.join(found)}")
+    if missing := ray_security.lacking(settings.environment):
+        raise Unfit(f"Ray lacks {' and '.join(missing)}")
     files = Files.named_by(settings.environment)
     if settings.address is not None and (wrong := ray_security.greeting(settings.address, files)) is not None:
         raise Unfit(wrong)

@@ -14,8 +14,7 @@ from fedjax_core.sites.doctor.machine import key_path
 from fedjax_core.sites.policy import PINNED, SAFE, Policy, Request, Tasks, pinned
 from fedjax_core.sites.policy.privacy_ledger import Ledger, NoAccount, epsilon
 from fedjax_core.sites.protocol.kinds import leaving
-from fedjax_core.sites.protocol.schema import columns, difference, items_of
-from fedjax_core.sites.protocol.schema import said as said_of
+from fedjax_core.sites.protocol.schema import as_fields, columns, difference, items_of
 from fedjax_core.sites.refusal import listed
 from fedjax_core.sites.site import preprocessing, reviewed
 from fedjax_core.sites.site.data import absent, check_study, fingerprint
@@ -27,30 +26,30 @@ from fedjax_core.sites.study import Study, build
 from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 
-def _opened(about: SiteFile) -> Clients:
+def _opened(site_file: SiteFile) -> Clients:
     """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad
     records may be left out."""
-    if (built := _built(about)) is not None:
-        return opened(_policy_read(about), built)[0]
-    found = load_data(about)
-    found.check_numbers()
-    return found
+    if (built := _built(site_file)) is not None:
+        return opened(_policy_read(site_file), built)[0]
+    clients = load_data(site_file)
+    clients.check_numbers()
+    return clients
 
 
-def _policy_read(about: SiteFile) -> SiteFile:
+def _policy_read(site_file: SiteFile) -> SiteFile:
     """The same, without a policy where that cannot be read, which another check tells."""
     try:
-        if about.policy is not None:
-            Policy.read(about.policy)
+        if site_file.policy is not None:
+            Policy.read(site_file.policy)
     except (OSError, ValueError):
-        return replace(about, policy=None)
-    return about
+        return replace(site_file, policy=None)
+    return site_file
 
 
-def _built(about: SiteFile) -> Study | None:
+def _built(site_file: SiteFile) -> Study | None:
     """The study that the file names; None where it cannot be built, which is another check's to tell."""
     with contextlib.suppress(Exception):
-        return None if about.study is None else build(about.study, about.arguments)
+        return None if site_file.study is None else build(site_file.study, site_file.arguments)
     return None
 
 
@@ -58,82 +57,84 @@ def _steps(built: Study | None) -> preprocessing.Steps:
     return () if built is None else built.prepare
 
 
-def data(about: SiteFile, settings: Settings) -> str:
+def data(site_file: SiteFile, settings: Settings) -> str:
     """The data open, and have the columns, features and fingerprint of the study."""
-    opened, expected = _opened(about), settings.expected
+    opened, expected = _opened(site_file), settings.expected
     clients, held = parted(opened)
     here = columns(clients)
     if expected.columns and here != expected.columns:
         odd = [name for name in {**expected.columns, **here} if here.get(name) != expected.columns.get(name)]
-        said = "; ".join(
+        text = "; ".join(
             f"{name} is {here.get(name, 'absent')}, not {expected.columns.get(name, 'expected')}"
             for name in odd[:5]
         )
         raise Unfit(
-            f"the columns are not those of the study: {said}. Convert the data, and save it again with Clients.save"
+            f"the columns are not those of the study: {text}. Convert the data, and save it again with Clients.save"
         )
     if expected.features and dict(clients.features) != {
         name: tuple(of) for name, of in expected.features.items()
     }:
         here_, there = (items_of(expected.columns, of) for of in (clients.features, expected.features))
         raise Unfit(
-            f"the features are not those of the study: {difference('this site', said_of(here_), 'the study', said_of(there))}"
+            f"the features are not those of the study: {difference('this site', as_fields(here_), 'the study', as_fields(there))}"
         )
-    path, key, said = (
-        key_path(about),
+    path, key, text = (
+        key_path(site_file),
         None,
         f"{clients.examples} examples of {listed(here)}{'' if held is None else f', and {held.examples} held out'}",
     )
     with contextlib.suppress(OSError, ValueError):  # which another check tells
         key = None if path is None else SiteKey.load(path)
     if key is None:
-        return f"{said}, which have a fingerprint once the site has a key"
-    known, now = expected.data.get(about.name), fingerprint(opened, about.order, key)
+        return f"{text}, which have a fingerprint once the site has a key"
+    known, now = expected.data.get(site_file.name), fingerprint(opened, site_file.order, key)
     if known is not None and known != now:
         raise Unfit(
             f"the data have the fingerprint {now}, and {known} is known: the data are others, or the site's key is. "
             f"Where that is meant, set data_was = {known!r}"
         )
-    return f"{said}, fingerprint {now}"
+    return f"{text}, fingerprint {now}"
 
 
-def task(about: SiteFile, settings: Settings) -> str:
+def task(site_file: SiteFile, settings: Settings) -> str:
     """The study's task can be trained on the data."""
-    if (built := _built(about)) is None:
+    if (built := _built(site_file)) is None:
         raise Skipped("there is no study here that the data could be looked at with")
-    about = _policy_read(about)
+    site_file = _policy_read(site_file)
     try:
-        clients, bad = opened(about, built)
+        clients, bad = opened(site_file, built)
     except Exception:
         raise Skipped("the data cannot be opened, as is said above") from None
-    skipped, said = 0 if bad is None else len(bad), ""
-    if too_many_bad(about, skipped / (clients.examples + skipped)):
+    skipped, notes = 0 if bad is None else len(bad), ""
+    if too_many_bad(site_file, skipped / (clients.examples + skipped)):
         raise Unfit(
             f"{skipped} of {clients.examples + skipped} records are bad, which is more than the policy leaves out (max_bad_share): mend "
             "those that errors.log names once the site was opened, or raise the share after review"
         )
     check_study(built, clients)
     if bad is not None:
-        said = f", {skipped} bad records left out"
+        notes = f", {skipped} bad records left out"
     kept = (
         []
-        if about.policy is None
+        if site_file.policy is None
         else [
-            one for one in metrics_of(built, clients) if one not in Policy.read(about.policy).leaving.fields
+            one
+            for one in metrics_of(built, clients)
+            if one not in Policy.read(site_file.policy).leaving.fields
         ]
     )
-    said += f"; of what it measures {listed(kept)} would not leave (leaving.fields)" if kept else ""
-    return f"the study's task can be trained on the data{said}" + (
+    notes += f"; of what it measures {listed(kept)} would not leave (leaving.fields)" if kept else ""
+    return f"the study's task can be trained on the data{notes}" + (
         ", as far as is known before they are prepared" if built.prepare else ""
     )
 
 
-def labels(about: SiteFile, settings: Settings) -> str:
+def labels(site_file: SiteFile, settings: Settings) -> str:
     """There are as many examples of each class as the policy asks for."""
-    if about.policy is None and about.study is None:
+    if site_file.policy is None and site_file.study is None:
         raise Skipped("the site has no policy of its own")
-    minimum = minimum_of(about) if about.policy is None else Policy.read(about.policy).minimum
-    clients, held = parted(_opened(about))
+    minimum = minimum_of(site_file) if site_file.policy is None else Policy.read(site_file.policy).minimum
+    clients, held = parted(_opened(site_file))
     if clients.examples < minimum.examples:
         raise Unfit(
             f"{clients.examples} examples, and the policy asks for {minimum.examples} (minimum.examples)"
@@ -144,7 +145,7 @@ def labels(about: SiteFile, settings: Settings) -> str:
             "be judged here. Agree on a larger share, or lower the minimum after review"
         )
     least = int(clients.sizes[clients.sizes > 0].min())
-    if (built := _built(about)) is not None and built.departments and least < minimum.department:
+    if (built := _built(site_file)) is not None and built.departments and least < minimum.department:
         raise Unfit(
             f"a department has {least} examples, and the policy asks for {minimum.department}: put small ones together (minimum.department)"
         )
@@ -161,11 +162,11 @@ def labels(about: SiteFile, settings: Settings) -> str:
         return f"{clients.examples} examples, and the policy asks for none: set minimum.examples, such as {SAFE.examples}"
     if not minimum.per_class:
         return f"{clients.examples} examples, {minimum.examples} asked for"
-    if about.labels is None or about.labels not in clients.columns:
+    if site_file.labels is None or site_file.labels not in clients.columns:
         raise Unfit(
-            f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({about.labels})"
+            f"the policy asks for {minimum.per_class} of each class, and `labels` names no column of the data ({site_file.labels})"
         )
-    classes, counts = np.unique(clients.columns[about.labels], return_counts=True)
+    classes, counts = np.unique(clients.columns[site_file.labels], return_counts=True)
     if len(classes) < minimum.classes or (
         built is not None and absent(len(classes), built.round.algorithm.task)
     ):
@@ -182,11 +183,11 @@ def labels(about: SiteFile, settings: Settings) -> str:
     return f"{len(classes)} classes, each with {counts.min()} examples or more, {minimum.per_class} asked for"
 
 
-def policy(about: SiteFile, settings: Settings) -> str:
+def policy(site_file: SiteFile, settings: Settings) -> str:
     """The policy allows the study, and lets leave what it needs."""
-    built = _built(about)
+    built = _built(site_file)
     steps = _steps(built)
-    if about.policy is None:
+    if site_file.policy is None:
         if "range" in preprocessing.leaving(steps):
             raise Unfit(
                 "the study needs 'range', which is of single persons and leaves only where a policy of the site's own names it"
@@ -194,25 +195,30 @@ def policy(about: SiteFile, settings: Settings) -> str:
         raise Skipped(
             "the site has no policy of its own: the first study asked for is the only one, and its metrics may leave"
         )
-    found, study = Policy.read(about.policy), settings.expected.study
-    if found.site != about.name:
-        raise Unfit(f"{about.policy} is the policy of {found.site!r}, and the site is {about.name!r}")
-    if found.withdrawn or found.paused:
+    site_policy, study = Policy.read(site_file.policy), settings.expected.study
+    if site_policy.site != site_file.name:
         raise Unfit(
-            f"{about.policy} says that the site is {'withdrawn' if found.withdrawn else 'paused'}: it would decline everything"
+            f"{site_file.policy} is the policy of {site_policy.site!r}, and the site is {site_file.name!r}"
+        )
+    if site_policy.withdrawn or site_policy.paused:
+        raise Unfit(
+            f"{site_file.policy} says that the site is {'withdrawn' if site_policy.withdrawn else 'paused'}: it would decline everything"
         )
     study = study if built is None else built.hash  # where these differ, that is another check's to tell
-    if found.tasks.mode == "list" and study and study not in found.tasks.allowed:
-        raise Unfit(f"{about.policy} does not allow the study {study}: add it to tasks.allowed after review")
-    pin = None if about.folder is None else pinned(about.folder / PINNED)
+    if site_policy.tasks.mode == "list" and study and study not in site_policy.tasks.allowed:
+        raise Unfit(
+            f"{site_file.policy} does not allow the study {study}: add it to tasks.allowed after review"
+        )
+    pin = None if site_file.folder is None else pinned(site_file.folder / PINNED)
     if (
-        found.tasks.mode == "first-use"
+        site_policy.tasks.mode == "first-use"
         and study
         and pin not in (None, study)
-        and study not in found.tasks.allowed
+        and study not in site_policy.tasks.allowed
     ):
         raise Unfit(
-            f"{about.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to tasks.allowed after review"
+            f"{site_file.folder} pins the study {pin}, which was asked for first, and this one is {study}: add it to "
+            "tasks.allowed after review"
         )
     hides = built is not None and built.round.uplink.hides
     always = leaving(
@@ -221,49 +227,52 @@ def policy(about: SiteFile, settings: Settings) -> str:
         stats=() if built is None else built.stats,
         secure=hides,
     )
-    if kept := [name for name in always if name not in found.leaving.fields]:
+    if kept := [name for name in always if name not in site_policy.leaving.fields]:
         raise Unfit(
-            f"{about.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields"
+            f"{site_file.policy} does not let {listed(kept)} leave, which every report has: add it to leaving.fields"
         )
-    if sums := preprocessing.held_back(steps, found.leaving.fields):
-        said = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
+    if sums := preprocessing.held_back(steps, site_policy.leaving.fields):
+        reasons = "; ".join(f"{kind!r}, which {needs} needs" for kind, needs in sums.items())
         raise Unfit(
-            f"{about.policy} does not let leave {said}, so the run would pause before its first round: add it to leaving.fields after "
+            f"{site_file.policy} does not let leave {reasons}, so the run would pause before its first round: add it to "
+            "leaving.fields after "
             "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
         )
     if built is not None:  # but for what the checks above and before have said of it
-        asked = Request(
+        request = Request(
             built.hash, examples=0, clip=built.clip, noise=built.noise, whole=built.whole, secure=hides
         )
-        decision = Policy(found.site, tasks=Tasks("first-use"), leaving=found.leaving).allows(
-            asked, datetime.now(UTC)
+        decision = Policy(site_policy.site, tasks=Tasks("first-use"), leaving=site_policy.leaving).allows(
+            request, datetime.now(UTC)
         )
         if not decision.allowed:
             raise Unfit(
-                f"{decision.reason}, and {about.study} does not say that it does so: decline it, or have it changed"
+                f"{decision.reason}, and {site_file.study} does not say that it does so: decline it, or have it changed"
             )
     open_now = (
         "open now"
-        if found.hours.open(datetime.now(UTC))
-        else f"closed now, open at {', '.join(found.hours.windows)}"
+        if site_policy.hours.open(datetime.now(UTC))
+        else f"closed now, open at {', '.join(site_policy.hours.windows)}"
     )
-    if steps and not found.minimum.cell:
+    if steps and not site_policy.minimum.cell:
         open_now += f", sums of columns of however few examples leave: set minimum.cell, such as {SAFE.cell}"
-    if found.leaving.delta is not None:
-        ledger = Ledger(about.folder, about.account)
+    if site_policy.leaving.delta is not None:
+        ledger = Ledger(site_file.folder, site_file.account)
         try:
             ledger.check()
         except NoAccount as error:
             raise Unfit(str(error)) from None
-        open_now += f", an epsilon of {epsilon(ledger.told, found.leaving.delta):.3g} told so far"
-    return f"{about.policy}, {open_now}"
+        open_now += (
+            f", an epsilon of {epsilon(ledger.privacy_loss, site_policy.leaving.delta):.3g} told so far"
+        )
+    return f"{site_file.policy}, {open_now}"
 
 
-def study(about: SiteFile, settings: Settings) -> str:
+def study(site_file: SiteFile, settings: Settings) -> str:
     """The study here is the one that the run is of."""
-    if about.study is None:
+    if site_file.study is None:
         raise Skipped("the site's file names no study, so the coordinator's is handed over, which is code")
-    built, expected = build(about.study, about.arguments), settings.expected
+    built, expected = build(site_file.study, site_file.arguments), settings.expected
     here, known = code(built), expected.code
     odd = [name for name in {**known, **here} if known.get(name) != here.get(name)] if known else []
     if expected.study and built.hash != expected.study:
@@ -272,20 +281,23 @@ def study(about: SiteFile, settings: Settings) -> str:
             if odd
             else "install the same version, with the same arguments"
         )
-        raise Unfit(f"{about.study} here is {built.hash}, and the run is of {expected.study}; {why}")
+        raise Unfit(f"{site_file.study} here is {built.hash}, and the run is of {expected.study}; {why}")
     if odd:
         raise Unfit(
             f"the files of {listed(odd)} are others than those that the study was made with: install the same version"
         )
-    if about.folder is not None and (odd := reviewed.changed(about.folder, about.study, built.hash)):
-        raise Unfit(
-            f"the files of {listed(odd)} have changed since this site took part: review them, and remove {about.folder / reviewed.NAME}"
-        )
-    if built.round.uplink.hides and (
-        about.roster is None or about.name not in Roster.read(about.roster).keys
+    if site_file.folder is not None and (
+        odd := reviewed.changed(site_file.folder, site_file.study, built.hash)
     ):
         raise Unfit(
-            f"{about.study} has secure aggregation, and the site's file names no roster with the keys of all sites, its own among them: "
+            f"the files of {listed(odd)} have changed since this site took part: review them, and remove {site_file.folder / reviewed.NAME}"
+        )
+    if built.round.uplink.hides and (
+        site_file.roster is None or site_file.name not in Roster.read(site_file.roster).keys
+    ):
+        raise Unfit(
+            f"{site_file.study} has secure aggregation, and the site's file names no roster with the keys of all sites, its own "
+            "among them: "
             'exchange the lines of `fedjax-core keys show` with the other sites, and set roster = "roster.toml"'
         )
-    return f"{about.study}, {built.hash}, made of the files of {listed([name for name in here])}"
+    return f"{site_file.study}, {built.hash}, made of the files of {listed([name for name in here])}"

@@ -56,29 +56,31 @@ class Fetch:
         """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit
         log."""
         self._transport, self._roster, self._request, self._record = transport, roster, request, record
-        self._rank = {at: rank for rank, at in enumerate(order)}
+        self._rank = {position: rank for rank, position in enumerate(order)}
         self._all: dict[_Way, Transfer] = {}
         self._queue: list[int] = []
         self._active: set[int] = set()
-        # of which message and part; None: what comes of all parts
+        # future -> (message, part); part None: the reply to the whole request
         self._flying: dict[Future[Any], tuple[_Way, int | None]] = {}
         self._pauses: set[Future[Any]] = set()
         self._moved: dict[int, int] = {}
 
-    def begin(self, at: int, name: str, manifest: Manifest) -> Future[Reply]:
+    def begin(self, position: int, name: str, manifest: Manifest) -> Future[Reply]:
         """The future of the reply from the site at this position, brought while somebody is in `wait`; read
         it once, it is not kept."""
-        way = at, Coming
+        way = position, Coming
         self._stop(way)
         transfer = self._all[way] = Coming(name, manifest, self._all.get(way), self._request)
-        self._queue.append(at)
+        self._queue.append(position)
         self._start()
         return transfer.done
 
-    def send(self, at: int, name: str, outgoing: OutgoingRequest, lacking: Iterable[int]) -> Future[Reply]:
+    def send(
+        self, position: int, name: str, outgoing: OutgoingRequest, lacking: Iterable[int]
+    ) -> Future[Reply]:
         """The future of what the site at this position replies to a request, once it has got the parts that
         it lacks."""
-        way = at, Going
+        way = position, Going
         self._stop(way)
         transfer = self._all[way] = Going(name, outgoing, lacking, self._all.get(way), self._roster)
         if transfer.times > TRIES:
@@ -102,18 +104,18 @@ class Fetch:
                     moved = time.monotonic()
             if not done and time.monotonic() < until:
                 self._make_room()
-            # a part may have been the last one of a reply
-            found = {future for future in replies if future.done()} if parts else done
-            if found or not done or time.monotonic() >= until:
-                return found
+            # A part may have completed a reply.
+            ready = {future for future in replies if future.done()} if parts else done
+            if ready or not done or time.monotonic() >= until:
+                return ready
 
-    def moved(self, at: int) -> int:
+    def moved(self, position: int) -> int:
         """How many parts have come from the site at this position, or gone to it, in all."""
-        return self._moved.get(at, 0)
+        return self._moved.get(position, 0)
 
-    def drop(self, at: int) -> None:
+    def drop(self, position: int) -> None:
         """Awaits nothing more of the site at this position, and keeps nothing of it."""
-        for way in ((at, Coming), (at, Going)):
+        for way in ((position, Coming), (position, Going)):
             self._stop(way)
             if way in self._all:
                 self._all.pop(way).done.cancel()
@@ -122,16 +124,16 @@ class Fetch:
     def close(self) -> None:
         """Awaits nothing more, and keeps nothing."""
         self._queue.clear()
-        for at, _ in list(self._all):
-            self.drop(at)
+        for position, _ in list(self._all):
+            self.drop(position)
 
     def _start(self) -> None:
         while self._queue and len(self._active) < AT_ONCE:
-            at = min(self._queue, key=self._rank.__getitem__)
-            self._queue.remove(at)
-            self._active.add(at)
+            position = min(self._queue, key=self._rank.__getitem__)
+            self._queue.remove(position)
+            self._active.add(position)
             for _ in range(IN_FLIGHT):
-                self._next((at, Coming))
+                self._next((position, Coming))
 
     def _next(self, way: _Way) -> None:
         if self._all[way].wanted:
@@ -172,12 +174,12 @@ class Fetch:
     def _finish(self, way: _Way) -> None:
         self._stop(way)
         transfer = self._all[way]
-        about: dict[str, Scalar] = {
+        details: dict[str, Scalar] = {
             "bytes": transfer.manifest.length,
             "parts": len(transfer.tries),
             "again": sum(transfer.tries),
         }
-        self._record(transfer.name, transfer.over, about)
+        self._record(transfer.name, transfer.over, details)
         if isinstance(transfer, Going):
             self._flying[self._transport.send(transfer.name, transfer.outgoing.announcement)] = way, None
         elif isinstance(transfer, Coming):
@@ -204,8 +206,8 @@ class Fetch:
             self._record(name, "refused", {"code": TamperedPart.code, "reason": transfer.wrong, "part": i})
             self._again(way, i, 0.0)
         else:
-            about: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
-            self._record(name, "declined", {**about, "part": i})
+            details: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
+            self._record(name, "declined", {**details, "part": i})
             self._give_up(way, f"part {i} of {transfer.what} {name!r} was declined")
 
     def _again(self, way: _Way, i: int, pause: float) -> None:
@@ -225,9 +227,10 @@ class Fetch:
 
     def _make_room(self) -> None:
         """Gives up what is being brought, and does not come, where other replies wait for that."""
-        for at in list(self._active) if self._queue else []:
+        for position in list(self._active) if self._queue else []:
             self._give_up(
-                (at, Coming), f"the reply of {self._all[at, Coming].name!r} does not go on, and others wait"
+                (position, Coming),
+                f"the reply of {self._all[position, Coming].name!r} does not go on, and others wait",
             )
 
     def _give_up(self, way: _Way, why: str) -> None:

@@ -27,7 +27,7 @@ from fedjax_core.sites.protocol.request import BadRequest
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Bytes, Scalar
 from fedjax_core.sites.wire.envelope import Envelope, Header
-from fedjax_core.sites.wire.tensors import LIMITS, Limits, Oversize, room
+from fedjax_core.sites.wire.tensors import LIMITS, Limits, Oversize, aligned_buffer
 from fedjax_core.sites.wire.trees import from_tensors
 
 _DIGEST_BYTES = sha256().digest_size
@@ -96,7 +96,7 @@ class Assembly:
         if not self.manifest.fits(i, raw):
             return False
         if not self.here[i]:
-            self._raw = room(self.manifest.length) if self._raw is None else self._raw
+            self._raw = aligned_buffer(self.manifest.length) if self._raw is None else self._raw
             self._raw[self.manifest.place(i)] = np.frombuffer(raw, np.uint8)
             self.here[i] = True
         return True
@@ -129,15 +129,15 @@ def part_index(header: Header, manifest: Manifest) -> int:
     return i
 
 
-def read_manifest(said: Envelope, asked: Header, limits: Limits = LIMITS) -> Manifest:
+def read_manifest(envelope: Envelope, request: Header, limits: Limits = LIMITS) -> Manifest:
     """What an authentic envelope says of the parts of a message, each of the length that was `asked` for.
 
     Takes no memory for them; raises a `Refused` where it is not in order.
     """
-    part_bytes = asked.fields.get("part_bytes")
+    part_bytes = request.fields.get("part_bytes")
     if type(part_bytes) is not int or part_bytes < 1:
         raise BadParts("a message comes in parts, and nobody said of how many bytes")
-    of, length = said.header.fields.get("of"), said.header.fields.get("length")
+    of, length = envelope.header.fields.get("of"), envelope.header.fields.get("length")
     if not isinstance(of, str) or type(length) is not int or length <= part_bytes:
         raise BadParts(
             f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once"
@@ -147,5 +147,7 @@ def read_manifest(said: Envelope, asked: Header, limits: Limits = LIMITS) -> Man
             f"the message has {length:,} bytes, and at most {limits.message_bytes:,} are read; raise Limits.message_bytes"
         )
     parts = -(-length // part_bytes)
-    found = from_tensors(said.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)})
-    return Manifest(of, length, part_bytes, np.array(found["digests"]))  # and nothing else of the message
+    tensors = from_tensors(
+        envelope.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)}
+    )
+    return Manifest(of, length, part_bytes, np.array(tensors["digests"]))  # and nothing else of the message

@@ -26,13 +26,13 @@ class Outbox:
         part_bytes = request.fields.get("part_bytes")
         if type(part_bytes) is not int or part_bytes < 1 or len(reply) <= part_bytes:
             return None
-        said = manifest_of(reply, part_bytes)
-        self._large = said, reply
-        return said
+        manifest = manifest_of(reply, part_bytes)
+        self._large = manifest, reply
+        return manifest
 
     def part(self, request: Header) -> Bytes:
         """The part of that reply that is asked for; raises `Gone` where it is another reply's."""
         if self._large is None or request.fields.get("of") != self._large[0].of:
             raise Gone("the site does not have that reply any more; it is to be asked everything again")
-        said, reply = self._large
-        return reply[said.place(part_index(request, said))]
+        manifest, reply = self._large
+        return reply[manifest.place(part_index(request, manifest))]

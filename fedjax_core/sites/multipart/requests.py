@@ -13,7 +13,7 @@ itself, and nothing of it is read before all of it is there. A site has one such
 memory; a process that began anew lacks all. How parts are sent is in `fetch.py`.
 
 >>> from fedjax_core.sites.wire.identity import SiteKey
->>> requests = Requests("heart-1", "ab12", np.zeros((0, 2), np.uint32), SiteKey.make("coordinator"), lambda *about: None)
+>>> requests = Requests("heart-1", "ab12", np.zeros((0, 2), np.uint32), SiteKey.make("coordinator"), lambda *entry: None)
 >>> going = OutgoingRequest(requests.write("score", 0, to=(), body={"params": np.zeros(1000, np.float32)}), 1500, requests)
 >>> len(going.manifest.digests), header_of(going.part(2)).kind
 (4, 'deliver')
@@ -50,7 +50,7 @@ class OutgoingRequest:
     def __init__(self, request: Bytes, part_bytes: int, requests: Requests) -> None:
         self.request, self.manifest = request, manifest_of(request, part_bytes)
         self._requests, self._asked = requests, header_of(request)
-        # knows no self: no cycle to collect
+        # A partial of plain values, not of self, so that there is no reference cycle.
         self.part = lru_cache(_KEPT)(partial(_part, request, self.manifest, self._asked, requests))
         """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
         self._announcement: Bytes = b""
@@ -67,20 +67,20 @@ class OutgoingRequest:
             self._requests.announced = self.manifest.of
         return self._announcement
 
-    def lacking(self, said: Envelope) -> list[int]:
+    def lacking(self, envelope: Envelope) -> list[int]:
         """The parts that a site says it lacks; raises a `Refused` where that is not in order."""
-        found = from_tensors(
-            said.tensors, {"lacking": jax.ShapeDtypeStruct((len(self.manifest.digests),), np.bool_)}
+        missing = from_tensors(
+            envelope.tensors, {"lacking": jax.ShapeDtypeStruct((len(self.manifest.digests),), np.bool_)}
         )["lacking"]
-        if not found.any():
+        if not missing.any():
             raise BadParts("a site that lacks no part of a request answers the request")
-        return np.flatnonzero(found).tolist()
+        return np.flatnonzero(missing).tolist()
 
 
-def _part(request: Bytes, manifest: Manifest, asked: Header, requests: Requests, i: int) -> Bytes:
+def _part(request: Bytes, manifest: Manifest, header: Header, requests: Requests, i: int) -> Bytes:
     """Part `i` in its envelope."""
     raw = np.frombuffer(request, np.uint8)[manifest.place(i)]
-    return requests.concerning(asked, DELIVER, {"of": manifest.of, "part": i}, {"part": raw})
+    return requests.concerning(header, DELIVER, {"of": manifest.of, "part": i}, {"part": raw})
 
 
 class Inbox:
@@ -90,12 +90,14 @@ class Inbox:
         self.assembly: Assembly | None = None
         self._sequence = 0  # of its announcement
 
-    def announce(self, said: Manifest, sequence: int) -> Assembly:
+    def announce(self, manifest: Manifest, sequence: int) -> Assembly:
         """What is here of the request of these parts, which was announced by a message of this number."""
         before = self.assembly
         if before is not None and sequence < self._sequence:
             raise Replayed("another request has been announced since; a repeat changes nothing")
-        coming = before if before is not None and before.manifest.of == said.of else Assembly(said, before)
+        coming = (
+            before if before is not None and before.manifest.of == manifest.of else Assembly(manifest, before)
+        )
         self.assembly, self._sequence = coming, sequence
         return coming
 

@@ -107,5 +107,5 @@ class Going(Transfer):
             header = decode(raw, self._roster, recipient=COORDINATOR).header
         except Refused:
             return False
-        about = header.fields.get("of"), header.fields.get("part")
-        return (header.sender, header.kind) == (self.name, DELIVERED) and about == (self.manifest.of, i)
+        named = header.fields.get("of"), header.fields.get("part")
+        return (header.sender, header.kind) == (self.name, DELIVERED) and named == (self.manifest.of, i)

@@ -111,8 +111,8 @@ class Answered:
         """(code, reason) why the policy does not let the site answer; None where it does."""
         if self.knows(question):
             return None
-        if policy.evaluation.models == "sent" and (found := self._unknown_model(question)) is not None:
-            return found
+        if policy.evaluation.models == "sent" and (objection := self._unknown_model(question)) is not None:
+            return objection
         caps, today = policy.caps, self._day == _today()
         if question.kind != "train":
             if today and self._others_today >= policy.evaluation.per_day:
@@ -149,12 +149,17 @@ class Answered:
             "the next round, or begin another run (run_name=)",
         )
         if question.kind == "train":
-            asked = (
+            evaluated_digest = (
                 self._known.get(question._replace(kind="evaluate").place, [""])[0]
                 if evaluated >= question.round
                 else ""
             )
-            odd = question.exchange == 0 and question.model and asked and asked != question.model
+            odd = (
+                question.exchange == 0
+                and question.model
+                and evaluated_digest
+                and evaluated_digest != question.model
+            )
             return (
                 another
                 if odd
@@ -167,8 +172,8 @@ class Answered:
             if question.round <= max(round, evaluated):
                 return another
             if self._untrained >= UNTRAINED:
-                said = f"has evaluated {UNTRAINED} models since it last trained: it evaluates more once it has trained again"
-                return "untrained", f'{said}, or where its policy says evaluation.models = "any"'
+                reason = f"has evaluated {UNTRAINED} models since it last trained: it evaluates more once it has trained again"
+                return "untrained", f'{reason}, or where its policy says evaluation.models = "any"'
         if question.kind == "score" and question.model not in self._models:
             return (
                 "unsent-model",
@@ -206,8 +211,8 @@ class Answered:
         if line[0] == "anew":
             self._runs.pop(line[1], None)
             return True
-        *said, steps, day = line
-        question = Question(*said)
+        *values, steps, day = line
+        question = Question(*values)
         place, answer = question.place, [question.digest, question.data, steps]
         new = self._known.get(place) != answer
         if day != self._day:
@@ -237,13 +242,13 @@ class Answered:
         *lines, torn = path.read_bytes().split(b"\n")
         try:
             for line in lines:
-                found = json.loads(line)
-                if isinstance(found, dict):
+                record = json.loads(line)
+                if isinstance(record, dict):
                     for name in _STATE:
-                        setattr(self, f"_{name}", found[name])
-                    self._runs = {run: tuple(at) for run, at in found["runs"].items()}
+                        setattr(self, f"_{name}", record[name])
+                    self._runs = {run: tuple(place) for run, place in record["runs"].items()}
                 else:
-                    self._apply(found)
+                    self._apply(record)
         except (ValueError, TypeError, LookupError, AttributeError):
             raise ValueError(
                 f"{path}, which has what this site answered, is damaged: restore it from its backup, or remove it; it then begins to count "

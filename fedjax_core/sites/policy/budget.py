@@ -119,8 +119,8 @@ class BudgetedRound:
 def _read(path: Path) -> tuple[str, float]:
     """(day, seconds of work); of no day where nothing is there, or nothing that was written here."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        found = json.loads(path.read_text())
-        return str(found["day"]), float(found["seconds"])
+        document = json.loads(path.read_text())
+        return str(document["day"]), float(document["seconds"])
     return "", 0.0
 
 

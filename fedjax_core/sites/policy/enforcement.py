@@ -13,14 +13,14 @@ tells as much.
 >>> from fedjax_core.sites.wire.envelope import COORDINATOR
 >>> from fedjax_core.sites.wire.envelope import SITES
 >>> policy = Policy("charite", tasks=Tasks(allowed=("3f9a",)), leaving=Leaving(("weight", "loss")))
->>> terms = Enforcement("charite", policy, asked=Request("3f9a", examples=20))
->>> asked = Header(
+>>> terms = Enforcement("charite", policy, base_request=Request("3f9a", examples=20))
+>>> request = Header(
 ...     kind="train", run="run", round=0, exchange=0, sender=COORDINATOR, recipient=SITES, sequence=1, created_unix_ms=0, config="3f9a"
 ... )
->>> terms.check(asked, ("weight",))
+>>> terms.check(request, ("weight",))
 >>> terms.metric("loss", {"total": 3.0}), terms.metric("accuracy", {"total": 2.0})
 ({'loss': 3.0}, {})
->>> terms.check(asked, ("weight", "examples"))
+>>> terms.check(request, ("weight", "examples"))
 Traceback (most recent call last):
 fedjax_core.sites.policy.enforcement.Declined: charite does not let 'examples' leave (leaving.fields) [field]
 """
@@ -45,7 +45,7 @@ from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import Header
 from fedjax_core.sites.wire.tensors import measure_update
 
-# sums of columns, secrets, and what is under masks
+# Kinds without an update in the clear: sums of columns, secrets, and masked reports.
 _WITHOUT_NORM = (
     "measure",
     "statistics",
@@ -83,7 +83,7 @@ class Enforcement:
         site: str,
         usual: Policy,
         *,
-        asked: Request,
+        base_request: Request,
         file: Path | None = None,
         folder: Path | None = None,
         account: Path | None = None,
@@ -97,8 +97,8 @@ class Enforcement:
         draws noise.
         """
         self.policy = usual
-        self._site, self._file, self._asked, self._secret = site, file, asked, secret
-        self._told = Ledger(folder, account)
+        self._site, self._file, self._base_request, self._secret = site, file, base_request, secret
+        self._ledger = Ledger(folder, account)
         self.answered = Answered(folder)
         self._pins = None if folder is None else os.fspath(folder / PINNED)
         self._pinned: str | None = None  # where there is no folder
@@ -119,13 +119,13 @@ class Enforcement:
         """
         self._read()
         if self._accounted(request):
-            self._told.check()
-        told = self._epsilon(request)
-        asked = self._asked._replace(
-            task=request.config, fields=fields, seconds_today=seconds_today, epsilon=told
+            self._ledger.check()
+        spent = self._epsilon(request)
+        policy_request = self._base_request._replace(
+            task=request.config, fields=fields, seconds_today=seconds_today, epsilon=spent
         )
         decision = self.policy.allows(
-            asked, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins)
+            policy_request, datetime.now(UTC), self._pinned if self._pins is None else pinned(self._pins)
         )
         if decision.code == "withdrawn":
             raise Withdrawn(decision.reason)
@@ -162,8 +162,8 @@ class Enforcement:
     def check_cell(self, examples: int) -> None:
         """Returns where sums of metrics may be of so many examples."""
         if examples < self.policy.minimum.cell:
-            asked = f"the {self.policy.minimum.cell} examples that its policy asks for behind a sum (minimum.cell)"
-            raise Withheld(f"{self._site} has fewer than {asked} [cell]")
+            required = f"the {self.policy.minimum.cell} examples that its policy asks for behind a sum (minimum.cell)"
+            raise Withheld(f"{self._site} has fewer than {required} [cell]")
 
     def metric(self, name: str, sums: Mapping[str, float], of: float | None = None) -> dict[str, Scalar]:
         """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing.
@@ -216,7 +216,7 @@ class Enforcement:
 
         For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
         """
-        with self._told.alone():
+        with self._ledger.alone():
             if (
                 self._accounted(request)
                 and not (leave := self.policy.may_leave([], 0.0, self._epsilon(request, digest))).allowed
@@ -226,7 +226,7 @@ class Enforcement:
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
         """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
-        with self._told.alone():
+        with self._ledger.alone():
             return self._count(
                 request,
                 f"{_REFUSED} {question.digest if question is not None else request.digest}",
@@ -243,17 +243,17 @@ class Enforcement:
             return {}
         noise, delta = self._noise, self.policy.leaving.delta
         assert noise is not None and delta is not None
-        told = self._told.add(_where(request), noise, digest, request)
+        privacy_loss = self._ledger.add(_where(request), noise, digest, request)
         own: dict[str, Scalar] = (
             {"clip": self.policy.leaving.clip, "noise": noise} if self.policy.leaving.enforced else {}
         )
-        return own | {"epsilon": epsilon(told, delta), "delta": delta, "told": told}
+        return own | {"epsilon": epsilon(privacy_loss, delta), "delta": delta, "told": privacy_loss}
 
     @property
     def _noise(self) -> float | None:
         """In what leaves, in multiples of the clip: what the site adds, or what the study says that it
         does."""
-        return self.policy.leaving.noise if self.policy.leaving.enforced else self._asked.noise
+        return self.policy.leaving.noise if self.policy.leaving.enforced else self._base_request.noise
 
     def _accounted(self, request: Header) -> bool:
         """Whether the answer is one that the account of an epsilon counts."""
@@ -264,7 +264,7 @@ class Enforcement:
         delta, noise = self.policy.leaving.delta, self._noise
         if not self._accounted(request) or delta is None or noise is None:
             return 0.0
-        return epsilon(self._told.after(_where(request), noise, digest), delta)
+        return epsilon(self._ledger.after(_where(request), noise, digest), delta)
 
     def _read(self) -> None:
         if self._file is not None:

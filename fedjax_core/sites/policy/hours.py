@@ -54,12 +54,12 @@ class Hours:
 def _spans(window: str) -> Iterator[tuple[int, int]]:
     """(first minute of the week, minutes) of a window on each of its days, which are those on which it
     begins."""
-    found = _WINDOW.fullmatch(window)
-    if not found:
+    match = _WINDOW.fullmatch(window)
+    if not match:
         raise ValueError(
             f"window {shown(window)} should read like 'Mon-Fri 19:00-06:00', 'Sat,Sun 00:00-24:00' or '19:00-06:00'"
         )
-    days, hour, minute, until_hour, until_minute = found.groups()
+    days, hour, minute, until_hour, until_minute = match.groups()
     start = int(hour) * 60 + int(minute)
     end = _DAY if until_hour is None else int(until_hour) * 60 + int(until_minute)
     for part in (days or "Mon-Sun").split(","):

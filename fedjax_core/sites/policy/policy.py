@@ -263,10 +263,10 @@ class Policy:
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Policy:
     """The policy that the text is: of the same text the same, as it is read for every request."""
-    found: Policy = strict.read(Policy, tomllib.loads(text), "policy")
-    if wrong := [name for name in found.tasks.allowed if not _HASH.fullmatch(name)]:
+    policy: Policy = strict.read(Policy, tomllib.loads(text), "policy")
+    if wrong := [name for name in policy.tasks.allowed if not _HASH.fullmatch(name)]:
         raise ValueError(
             f"tasks.allowed names {listed(wrong)}, and the hash of a study is 32 digits from 0 to f: write the one "
             "that `fedjax-core doctor` prints of the study that is installed here, once it was reviewed"
         )
-    return found
+    return policy

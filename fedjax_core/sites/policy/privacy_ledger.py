@@ -51,10 +51,10 @@ class NoAccount(Refused):
     code = "no-account"
 
 
-def epsilon(told: float, delta: float) -> float:
+def epsilon(privacy_loss: float, delta: float) -> float:
     """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `told`; rounded up in the ninth
     digit."""
-    mu = math.sqrt(told)
+    mu = math.sqrt(privacy_loss)
 
     def above(guess: float) -> bool:
         upper, lower = mu / 2 - guess / mu, -mu / 2 - guess / mu
@@ -91,7 +91,7 @@ class Ledger:
         self._path = None if where is None else where / "told.json"
         self._audit = folder / "audit" if folder is not None and account is None else None
         self._shared = account is not None
-        self._told: float | None = 0.0 if folder is None else None
+        self._privacy_loss: float | None = 0.0 if folder is None else None
         self._written, self._last = 0.0, dict[str, str]()  # where -> digest
         self._seen: tuple[int, ...] | None = None  # of the file, when it was read
         self._refresh()
@@ -105,7 +105,12 @@ class Ledger:
     def check(self) -> None:
         """Raises `NoAccount` where the account is missing: neither its file is there, nor what the audit log
         has of it."""
-        if self._path is None or self._written or self._path.exists() or (not self._shared and self.told):
+        if (
+            self._path is None
+            or self._written
+            or self._path.exists()
+            or (not self._shared and self.privacy_loss)
+        ):
             return
         raise NoAccount(
             "the policy has an account of an epsilon kept (leaving.delta), and there is none: restore told.json from its backup, or, where "
@@ -113,38 +118,38 @@ class Ledger:
         )
 
     @property
-    def told(self) -> float:
+    def privacy_loss(self) -> float:
         """Sum of mu^2."""
         self._refresh()
-        # only now: a site whose policy keeps no account reads no log, and this one is open and without a torn
-        # end
-        if self._told is None:
+        # Read late: a site whose policy keeps no account reads no log, and by now the log is open and has no
+        # torn end.
+        if self._privacy_loss is None:
             logged = (
                 [] if self._audit is None else [entry.about.get("told") for entry in audit.show(self._audit)]
             )
-            # of updates, refusals, what was pruned
-            self._told = max((float(x) for x in logged if isinstance(x, int | float)), default=0.0)
-        self._told = max(self._told, self._written)
-        return self._told
+            # Updates, refusals and pruned entries all record the loss.
+            self._privacy_loss = max((float(x) for x in logged if isinstance(x, int | float)), default=0.0)
+        self._privacy_loss = max(self._privacy_loss, self._written)
+        return self._privacy_loss
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:
         """`told` once an update of these bits has left in answer to this request; None: of those that left
         before, if any did."""
-        told = self.told
+        privacy_loss = self.privacy_loss
         again = where in self._last and digest in (None, self._last[where])
-        return told if again else told + (2 / noise) ** 2
+        return privacy_loss if again else privacy_loss + (2 / noise) ** 2
 
-    def add(self, where: str, noise: float, digest: str, asked: Header) -> float:
+    def add(self, where: str, noise: float, digest: str, request: Header) -> float:
         """Counts an update that is about to leave as the answer to what was `asked`, on the disk before it
         does; returns `told`."""
-        self._told = told = self.after(where, noise, digest)
+        self._privacy_loss = privacy_loss = self.after(where, noise, digest)
         self._last.pop(where, None)
         self._last[where] = digest
-        self._last = may_come_again(self._last, asked)
+        self._last = may_come_again(self._last, request)
         if self._path is not None:
-            write_whole(self._path, json.dumps({"told": told, "last": self._last}))
-            self._written, self._seen = told, _stat(self._path)
-        return told
+            write_whole(self._path, json.dumps({"told": privacy_loss, "last": self._last}))
+            self._written, self._seen = privacy_loss, _stat(self._path)
+        return privacy_loss
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -169,24 +174,24 @@ class Ledger:
 
 def _stat(path: Path) -> tuple[int, ...] | None:
     try:
-        found = path.stat()
+        info = path.stat()
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return info.st_ino, info.st_mtime_ns, info.st_size
 
 
 def _read(path: Path) -> tuple[float, dict[str, str]]:
     try:
-        found: Any = json.loads(path.read_text())
-        told, last = (
-            float(found["told"]),
-            {str(where): str(digest) for where, digest in found["last"].items()},
+        document: Any = json.loads(path.read_text())
+        privacy_loss, last = (
+            float(document["told"]),
+            {str(where): str(digest) for where, digest in document["last"].items()},
         )
     except (ValueError, TypeError, KeyError, AttributeError):
-        told, last = math.nan, {}
-    if not (math.isfinite(told) and told >= 0):
+        privacy_loss, last = math.nan, {}
+    if not (math.isfinite(privacy_loss) and privacy_loss >= 0):
         raise ValueError(
             f"{path}, which has what this site's updates have told, is damaged: restore it from its backup, or, where no other "
             "site's file names it, remove it, and it is made anew from the site's audit log"
         )
-    return told, last
+    return privacy_loss, last

@@ -50,14 +50,16 @@ class Places(NamedTuple):
             return cls(None, evaluated, prepares)
         leaves, structure = jax.tree.flatten(state.server)
         params = jax.tree.leaves(jax.tree.unflatten(structure, range(len(leaves))).params)
-        # the server comes first
+        # The state's first leaves are the server's.
         traced, sends = jax.make_jaxpr(lambda state: composed.broadcast(0, state)[0], return_shape=True)(
             state
         )
         names = leaf_specs({"message": sends})
         sent = {id(out): name for name, out in zip(names, traced.jaxpr.outvars, strict=True)}
-        found = tuple(sent[id(traced.jaxpr.invars[i])] for i in params if id(traced.jaxpr.invars[i]) in sent)
-        return cls(found if len(found) == len(params) else None, evaluated, prepares)
+        trained = tuple(
+            sent[id(traced.jaxpr.invars[i])] for i in params if id(traced.jaxpr.invars[i]) in sent
+        )
+        return cls(trained if len(trained) == len(params) else None, evaluated, prepares)
 
 
 def question(envelope: Envelope, places: Places, data: str, *, any_model: bool = False) -> Question | None:
@@ -77,9 +79,11 @@ def question(envelope: Envelope, places: Places, data: str, *, any_model: bool =
         sorted(name for name in tensors if name.startswith(f"['{PREPARED}']")) if places.prepares else []
     )
     if header.kind == "train":
-        told = not (any_model or places.trained is None or header.exchange)
+        visible = not (any_model or places.trained is None or header.exchange)
         drawn = f"{header.digest}/{header.fields.get('key')}/{header.fields.get('key_kind')}"
-        model = _digest(tensors, (*places.trained, *prepared)) if told and places.trained is not None else ""
+        model = (
+            _digest(tensors, (*places.trained, *prepared)) if visible and places.trained is not None else ""
+        )
         return Question(
             *place, digest=hashlib.sha256(drawn.encode()).hexdigest()[:32], model=model, data=data
         )
@@ -89,9 +93,9 @@ def question(envelope: Envelope, places: Places, data: str, *, any_model: bool =
 
 def _digest(tensors: dict[str, np.ndarray], names: Iterable[str]) -> str:
     """Of these tensors one after another; empty where one is not there."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in names:
         if name not in tensors:
             return ""
-        found.update(tensors[name].reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:32]
+        digest.update(tensors[name].reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()[:32]

@@ -100,7 +100,7 @@ class Leaving:
             raise ValueError(
                 "leaving.delta has an epsilon kept, which comes of a clip and a noise: set leaving.clip and leaving.noise"
             )
-        # which are counts
+        # The fields subtracted here are counts.
         if bare := sorted(set(self.fields) - {"weight", "examples", "data", "clients", *PARTIAL}):
             raise ValueError(
                 f"leaving.fields names {listed(bare)}, which leaves without noise and is not counted, and leaving.delta has an epsilon "

@@ -69,12 +69,12 @@ def metrics_of(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The metrics in the fields of a report: `loss` and `loss.weight` are a mean's two sums, `hits` alone is
     a sum."""
     numbers = {name: number_of(value) for name, value in fields.items() if name not in NO_METRICS}
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     for name, value in numbers.items():
         if "." not in name:
             weight = numbers.get(f"{name}.weight")
-            found[name] = Sum(_narrow(value)) if weight is None else Mean(_narrow(value), _narrow(weight))
-    return found
+            metrics[name] = Sum(_narrow(value)) if weight is None else Mean(_narrow(value), _narrow(weight))
+    return metrics
 
 
 def _narrow(value: float) -> Any:
@@ -88,13 +88,13 @@ def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
     negative: none)."""
     seen = rows[:done]
     parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
+    number: Any = np.float32
     return {
-        name: Mean(np.float32(part), np.float32(whole))  # type: ignore[arg-type]
-        for name, (part, whole) in zip(PARTIAL, parts, strict=True)
+        name: Mean(number(part), number(whole)) for name, (part, whole) in zip(PARTIAL, parts, strict=True)
     }
 
 
-def told(composed: Round, rounds: int) -> dict[str, Scalar]:
+def epsilon_entry(composed: Round, rounds: int) -> dict[str, Scalar]:
     """For an audit entry: the epsilon that so many rounds tell, and its delta, where the uplink keeps an
     account; nothing else."""
     account = composed.uplink.promises.account
@@ -105,7 +105,7 @@ def told(composed: Round, rounds: int) -> dict[str, Scalar]:
     )
 
 
-def said(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
+def partial_entry(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
     """For an audit entry: `partial`, how much was done, where that is not all; nothing else."""
     if PARTIAL[0] not in metrics:
         return {}

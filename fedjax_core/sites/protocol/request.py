@@ -53,7 +53,7 @@ RECENT = 64
 """So many versions of what a site keeps stay there where nobody says which may be asked for again."""
 
 _LINE, _LINES = 1000, 200  # letters in a field, and such fields
-# answers that are known again: where a request does not say which may come again, and where it does
+# How many answers are remembered: if a request does not say which may be asked again, and if it does.
 _LAST, _MOST_KNOWN = (
     64,
     10_000,
@@ -78,7 +78,7 @@ def addresses(names: Sequence[str]) -> np.ndarray:
     return addresses_of(np.array(names, dtype=np.str_))
 
 
-class About(NamedTuple):
+class RunContext(NamedTuple):
     """What a request says of a run: its state, and the version of what each site keeps."""
 
     state: State
@@ -114,7 +114,7 @@ class Recovery:
         """[C, N] int32: the versions that may be asked for again in a round that begins with these [N]."""
         return np.unique(np.array([*self.versions, begun], np.int32), axis=0)
 
-    def said(self, needed: np.ndarray) -> dict[str, Scalar]:
+    def fields(self, needed: np.ndarray) -> dict[str, Scalar]:
         """The fields of a request that say so: not among its tensors, as a request that is made again begins
         from the same ones."""
         text = needed.astype("<i4").tobytes().hex()
@@ -143,7 +143,7 @@ class Requests:
         """The head of the coordinator's audit log, as text, which goes with every request; None: there is
         none yet."""
         self.recovery = Recovery()
-        self._key, self._record, self._said, self._secret = key, record, 0, key.secret("noise")
+        self._key, self._record, self._sequence, self._secret = key, record, 0, key.secret("noise")
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
 
     def write(
@@ -153,55 +153,55 @@ class Requests:
         e: int = 0,
         *,
         to: Iterable[str],
-        about: About | None = None,
+        context: RunContext | None = None,
         body: Mapping[str, Any] | None = None,
         fields: Mapping[str, Scalar] | None = None,
         draws: bool = False,
     ) -> Bytes:
         """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws`
         it has the run's key."""
-        said, sent = dict(fields or {}), dict(body or {})
-        if about is not None:
+        header_fields, sent = dict(fields or {}), dict(body or {})
+        if context is not None:
             if self.first is None:
                 raise ValueError(
                     "this federation has not made a state yet: call init() with the run's key and params, also before resuming"
                 )
-            new = bool((about.version == 0).any() and jax.tree.leaves(self.first))
-            said |= {
-                "sites": len(about.version),
+            new = bool((context.version == 0).any() and jax.tree.leaves(self.first))
+            header_fields |= {
+                "sites": len(context.version),
                 "first": new,
-                **(self._draws(about.state.key) if draws else {}),
+                **(self._draws(context.state.key) if draws else {}),
             }
             sent |= {
-                "sites": {"address": self.addresses, "version": about.version.astype(np.int32)},
+                "sites": {"address": self.addresses, "version": context.version.astype(np.int32)},
                 **({"first": self.first} if new else {}),
             }
-            if about.needed is not None and jax.tree.leaves(self.first):
-                said |= self.recovery.said(about.needed)
+            if context.needed is not None and jax.tree.leaves(self.first):
+                header_fields |= self.recovery.fields(context.needed)
             if draws and self.recovery.oldest is not None:
-                said[OLDEST] = self.recovery.oldest
+                header_fields[OLDEST] = self.recovery.oldest
         if self.prepared:
             sent[PREPARED] = self.prepared
-        header, request = self._signed(kind, number, e, said, sent)
-        asked: dict[str, Scalar] = {
+        header, request = self._signed(kind, number, e, header_fields, sent)
+        entry: dict[str, Scalar] = {
             "kind": kind,
             "exchange": e,
             "bytes": len(request),
             "digest": header.digest,
         }
-        asked |= {name: said[name] for name in (TRAIN_SECONDS,) if name in said}
-        self._record(COORDINATOR, "asked", number, asked | {"config": self.config} | in_lines("names", to))
+        entry |= {name: header_fields[name] for name in (TRAIN_SECONDS,) if name in header_fields}
+        self._record(COORDINATOR, "asked", number, entry | {"config": self.config} | in_lines("names", to))
         return request
 
-    def part(self, asked: Header, of: str, part: int) -> Bytes:
+    def part(self, header: Header, of: str, part: int) -> Bytes:
         """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
-        return self.concerning(asked, "part", {"of": of, "part": part}, {})
+        return self.concerning(header, "part", {"of": of, "part": part}, {})
 
     def concerning(
-        self, asked: Header, kind: str, said: Mapping[str, Scalar], sent: Mapping[str, Any]
+        self, header: Header, kind: str, fields: Mapping[str, Scalar], sent: Mapping[str, Any]
     ) -> Bytes:
         """A signed request about another, that was `asked` or is to be; the audit log has that one."""
-        return self._signed(kind, asked.round, asked.exchange, said, sent)[1]
+        return self._signed(kind, header.round, header.exchange, fields, sent)[1]
 
     def noise(self, state: State, e: int) -> np.ndarray:
         """The words of a key that nobody else knows, for noise that the server adds in exchange `e`: the same
@@ -219,12 +219,12 @@ class Requests:
         return self._drawn[1]
 
     def _signed(
-        self, kind: str, number: int, e: int, said: Mapping[str, Scalar], sent: Mapping[str, Any]
+        self, kind: str, number: int, e: int, fields: Mapping[str, Scalar], sent: Mapping[str, Any]
     ) -> tuple[Header, Bytes]:
-        self._said = max(time.time_ns(), self._said + 1)
+        self._sequence = max(time.time_ns(), self._sequence + 1)
         header = Header(
-            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._said,
-            created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(said),
+            kind=kind, run=self.run, round=number, exchange=e, sender=COORDINATOR, recipient=SITES, sequence=self._sequence,
+            created_unix_ms=int(time.time() * 1000), config=self.config, fields=dict(fields),
             head=UNSET if (head := self.head()) is None else head,
         )  # fmt: skip
         return encode_both(header, to_tensors(sent), self._key)
@@ -261,10 +261,10 @@ def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
         raise BadRequest("the request has no key for the draws of this round")
     try:
         words = _words(text, kind)
-        asked = f"{header.run}/{header.round}/{header.exchange}/{header.digest}/{text}/{of}"
-        name = hashlib.blake2b(asked.encode(), digest_size=8).hexdigest()
+        place = f"{header.run}/{header.round}/{header.exchange}/{header.digest}/{text}/{of}"
+        name = hashlib.blake2b(place.encode(), digest_size=8).hexdigest()
         return Draws(
-            words, np.int32(header.round), address, secret_words(secret, asked, len(words)), kind, name
+            words, np.int32(header.round), address, secret_words(secret, place, len(words)), kind, name
         )
     except (ValueError, TypeError, KeyError):
         raise BadRequest("the key for the draws of this round is not of a kind that is known here") from None
@@ -320,7 +320,7 @@ def has_first(header: Header) -> bool:
     return header.fields.get("first") is True
 
 
-def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tuple[set[int], int]:
+def needed(header: Header, body: Mapping[str, Any], address: np.ndarray) -> tuple[set[int], int]:
     """(the versions of what the site keeps that may be asked for again, how many others it keeps)."""
     if NEEDED not in header.fields:
         return set(), RECENT
@@ -335,41 +335,41 @@ def needed(header: Header, found: Mapping[str, Any], address: np.ndarray) -> tup
         raise BadRequest(f"the field {NEEDED!r} of the request does not list versions of all sites") from None
     if type(recent) is not int or not 0 <= recent <= RECENT:
         raise BadRequest(f"the field {RECENT_FIELD!r} of the request should be a count of at most {RECENT}")
-    return set(rows[:, position(found, address)].tolist()), recent
+    return set(rows[:, position(body, address)].tolist()), recent
 
 
-def may_come_again(known: Mapping[str, T], asked: Header) -> dict[str, T]:
+def may_come_again(known: Mapping[str, T], request: Header) -> dict[str, T]:
     """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the
     rest, the last 64."""
-    oldest = asked.fields.get(OLDEST)
+    oldest = request.fields.get(OLDEST)
 
     def again(where: str) -> bool:
         run, _, rest = where.partition("/")
         number = rest.partition("/")[0]
-        return type(oldest) is int and run == asked.run and number.isdecimal() and int(number) >= oldest
+        return type(oldest) is int and run == request.run and number.isdecimal() and int(number) >= oldest
 
     these = [where for where in known if again(where)][-_MOST_KNOWN:]
     stay = {*these, *[where for where in known if not again(where)][-_LAST:]}
     return {where: one for where, one in known.items() if where in stay}
 
 
-def version(found: Mapping[str, Any], address: np.ndarray) -> int:
+def version(body: Mapping[str, Any], address: np.ndarray) -> int:
     """Which version of what it keeps the site is to begin from: that after its last report that counted."""
-    return int(found["sites"]["version"][position(found, address)])
+    return int(body["sites"]["version"][position(body, address)])
 
 
-def position(found: Mapping[str, Any], address: np.ndarray) -> int:
+def position(body: Mapping[str, Any], address: np.ndarray) -> int:
     """Where the site is among all of the run: its position as a client."""
-    return _position(found["sites"]["address"].tobytes(), address.tobytes())
+    return _position(body["sites"]["address"].tobytes(), address.tobytes())
 
 
 @lru_cache(maxsize=4)
-def _position(addresses: bytes, mine: bytes) -> int:
+def _position(addresses: bytes, own: bytes) -> int:
     """Where the site is among these; a run has the same ones in every request."""
-    # the two words of one as one number
-    (found,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(mine, np.uint64)).nonzero()
-    if len(found) != 1:
+    # Each address, two words, is compared as one number.
+    (matches,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(own, np.uint64)).nonzero()
+    if len(matches) != 1:
         raise NotInCohort(
             "the request does not list this site once; the names of sites must be those of their files"
         )
-    return int(found[0])
+    return int(matches[0])

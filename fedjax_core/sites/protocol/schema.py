@@ -8,9 +8,9 @@ say and compare it.
 >>> columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}]))
 {'x': 'float32[30]', 'y': 'int32[]'}
 >>> items = items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("age", "weight")})
->>> said(items)["columns"]
+>>> as_fields(items)["columns"]
 '["x: float32[2]","x: age","x: weight","y: int32[]"]'
->>> difference("charite", said(items), "mayo", said(items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("weight", "age")})))
+>>> difference("charite", as_fields(items), "mayo", as_fields(items_of({"y": "int32[]", "x": "float32[2]"}, {"x": ("weight", "age")})))
 "charite has 'x: age' where mayo has 'x: weight': the same features in another order"
 """
 
@@ -46,7 +46,7 @@ def items_of(columns: Mapping[str, str], features: Mapping[str, Sequence[str]]) 
     ]
 
 
-def said(items: Sequence[str]) -> dict[str, Scalar]:
+def as_fields(items: Sequence[str]) -> dict[str, Scalar]:
     """The schema as fields of a message."""
     lines: list[list[str]] = [[]]
     size = 0
@@ -62,18 +62,23 @@ def said(items: Sequence[str]) -> dict[str, Scalar]:
     return fields
 
 
-def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[str, Scalar]) -> str | None:
+def difference(
+    one: str, fields: Mapping[str, Scalar], other: str, other_fields: Mapping[str, Scalar]
+) -> str | None:
     """The first difference between what two sites said, in words that name both; None where there is none."""
-    if its.get("schema") == others.get("schema"):
+    if fields.get("schema") == other_fields.get("schema"):
         return None
-    here, there = _read(its), _read(others)
+    here, there = _read(fields), _read(other_fields)
     if here is None or there is None:
         return f"{one} and {other} have other columns, shapes or dtypes"
-    named, bare = features_of(its), features_of(others)
+    named, bare = features_of(fields), features_of(other_fields)
     for column in named.keys() & bare.keys():
         if bool(named[column]) != bool(bare[column]):
-            who, not_ = (one, other) if named[column] else (other, one)
-            return f"{who} names the features of {column!r} and {not_} does not, so that nobody can tell whether they are in one order"
+            with_names, without_names = (one, other) if named[column] else (other, one)
+            return (
+                f"{with_names} names the features of {column!r} and {without_names} does not, so that nobody can tell "
+                "whether they are in one order"
+            )
     for a, b in zip(here, there, strict=False):
         if a != b:
             if _column(a) != _column(b) and (b not in here or a not in there):
@@ -93,16 +98,16 @@ def difference(one: str, its: Mapping[str, Scalar], other: str, others: Mapping[
 def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
     """The names of features that a site said, {column: names}, as far as they went into its message: for
     texts that people read."""
-    found: dict[str, list[str]] = {}
+    features: dict[str, list[str]] = {}
     column = ""
     for item in _read(fields) or []:
         head, _, kind = item.rpartition(": ")
         if _KIND.fullmatch(kind):
             column = head
-            found[column] = []
+            features[column] = []
         elif item.startswith(f"{column}: "):
-            found[column].append(item.removeprefix(f"{column}: "))
-    return found
+            features[column].append(item.removeprefix(f"{column}: "))
+    return features
 
 
 def _column(item: str) -> str:
@@ -115,7 +120,7 @@ def _about(column: str, kind: str, features: Mapping[str, Sequence[str]]) -> lis
 
 def _read(fields: Mapping[str, Scalar]) -> list[str] | None:
     """The list that a site said, as far as it went into its message; None where it is none."""
-    found: list[str] = []
+    items: list[str] = []
     for i in range(_LINES):
         line = fields.get("columns" if i == 0 else f"columns.{i + 1}")
         if line is None and i:
@@ -128,5 +133,5 @@ def _read(fields: Mapping[str, Scalar]) -> list[str] | None:
             isinstance(part, list) and all(isinstance(item, str) and item.isprintable() for item in part)
         ):
             return None
-        found += part
-    return found
+        items += part
+    return items

@@ -44,9 +44,9 @@ CANNOT_SEE = "the coordinator reads the sum of the reports, and cannot see any o
 T = TypeVar("T")
 
 
-def terms_of(asked: Header, length: int) -> Terms:
+def terms_of(request: Header, length: int) -> Terms:
     """The terms of the attempt that this request to train begins, for vectors of this length."""
-    return Terms(Round(asked.run, asked.round, asked.exchange, asked.sequence), length)
+    return Terms(Round(request.run, request.round, request.exchange, request.sequence), length)
 
 
 def written(message: msgspec.Struct) -> dict[str, np.ndarray]:

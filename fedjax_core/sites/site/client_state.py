@@ -56,7 +56,7 @@ class ClientStateStore:
         self._memory: dict[int, bytes] = {}
         if folder is not None:
             make_folder(folder)
-        # version -> bytes, those written longest ago first
+        # version -> bytes, oldest writes first
         self._sizes = {} if folder is None else _listed(folder)
 
     @property
@@ -151,5 +151,5 @@ def _elsewhere(folder: Path) -> int:
 def _listed(folder: Path) -> dict[int, int]:
     """{version: bytes} in a run's folder, those written longest ago first: a run that goes back writes lower
     numbers again."""
-    found = [(path.stat(), int(path.name[5:])) for path in folder.glob("kept-" + "[0-9]" * 12)]
-    return {version: about.st_size for about, version in sorted(found, key=lambda one: one[0].st_mtime_ns)}
+    versions = [(path.stat(), int(path.name[5:])) for path in folder.glob("kept-" + "[0-9]" * 12)]
+    return {version: info.st_size for info, version in sorted(versions, key=lambda one: one[0].st_mtime_ns)}

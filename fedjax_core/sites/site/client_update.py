@@ -67,7 +67,7 @@ def client_update(
     e: int,
     plan: Plan,
     clients: Clients,
-    told: Any,
+    broadcast: Any,
     uplink: Any,
     kept: Kept,
     draws: Draws,
@@ -91,7 +91,7 @@ def client_update(
         chunk = batches.chunk or _chunk(clients.columns, rows, size)
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
         numbers = np.concatenate([draws.words, draws.secret, draws.address, counts])
-        sent, kept, scalars = client.whole(draws.kind, numbers, told, uplink, kept, *chunk)
+        sent, kept, scalars = client.whole(draws.kind, numbers, broadcast, uplink, kept, *chunk)
         weight, fine, left, metrics = _apart(scalars)  # which are there when all of it is
         if watch is not None:
             watch(len(rows))
@@ -99,13 +99,13 @@ def client_update(
     number: Any = np.float32  # as jnp.float32, without a dispatch
     seen, columns = Seen(number(clients.examples), number(len(rows))), clients.columns
     key = draws.key(secret=protecting)
-    carry = client.begin(told, kept, key)
+    carry = client.begin(broadcast, kept, key)
     metrics, done = None, 0
     more = limit or (StepClock(_STEPS) if watch is not None else lambda done: len(rows))
     for first, begin, end, some, mask in _spans(columns, rows, size, more):
-        metrics = client.nothing(told, carry, some, mask, key) if metrics is None else metrics
+        metrics = client.nothing(broadcast, carry, some, mask, key) if metrics is None else metrics
         carry, metrics = client.work(
-            told, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end)
+            broadcast, carry, metrics, some, mask, key, np.int32(first), np.int32(begin), np.int32(end)
         )
         done = first + end
         if watch is not None:
@@ -119,14 +119,14 @@ def client_update(
         seen = seen._replace(steps=number(done))
         metrics = (metrics or {}) | part_of(rows, done, clients.examples)
     sent, weight, kept, fine, left, more = client.finish(
-        told, draws.kind, *draws[:4], uplink, kept, carry, seen
+        broadcast, draws.kind, *draws[:4], uplink, kept, carry, seen
     )
     return ClientUpdate(sent, weight, kept, fine, left, add(metrics or {}, more))
 
 
 def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
     """The sum of each metric over all the examples, which meet in batches of this size."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     rows = _once(*clients.offsets[[0, -1]].tolist(), batch_size)
     group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
     for begin in range(0, len(rows), group):
@@ -134,8 +134,8 @@ def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dic
         mask: Any = (part >= 0).astype(np.float32)
         sums = batch_sums(task)(params, Batch(_gather(clients.columns, part), mask))
         for name, value in jax.device_get(sums).items():
-            found[name] = found.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
-    return found
+            result[name] = result.get(name, 0.0) + float(np.sum(value[: len(rows) - begin], dtype=np.float64))
+    return result
 
 
 class _Client(NamedTuple):
@@ -191,7 +191,7 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         message: Message, kind: str, words: Array, round: Array, address: Array, secret: Array, uplink: Any, kept: Kept, carry: Carry,
         seen: Seen,
     ) -> Any:  # fmt: skip
-        # a study whose stages look at who else there is is refused
+        # Studies whose stages use the other clients are refused, so only this client is listed.
         among = Among(address[None], jnp.ones(1, bool))
         sender = composed.sender(e, jax.random.wrap_key_data(words, impl=kind), round, among, jnp.int32(0))
         sender = sender._replace(secret=jax.random.wrap_key_data(secret, impl=kind))
@@ -218,7 +218,7 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         return dict(zip(LEFT, (share(_others_than_zero), share(tree.norm)), strict=True))
 
     def whole(
-        kind: str, numbers: Array, told: Any, uplink: Any, kept: Kept, columns: Columns, mask: Array
+        kind: str, numbers: Array, broadcast: Any, uplink: Any, kept: Kept, columns: Columns, mask: Array
     ) -> Any:  # fmt: skip
         # All are in one array, as each array that a program is given takes 5 us.
         (words, secret), address = numbers[:-5].reshape(2, -1), numbers[-5:-3]
@@ -226,18 +226,18 @@ def _client(composed: Round, e: int, protecting: bool) -> _Client:
         seen = Seen(numbers[-1].astype(jnp.float32), count.astype(jnp.float32))
         key, message = (
             client_key(secret if protecting else words, round, address, kind),
-            composed.listen(e, told),
+            composed.listen(e, broadcast),
         )
         carry = begin(message, kept, key)
         metrics = nothing(message, carry, columns, mask, key)
         carry, metrics = work(message, carry, metrics, columns, mask, key, jnp.int32(0), jnp.int32(0), count)
-        sent, weight, kept, fine, left, told = finish(
+        sent, weight, kept, fine, left, reported = finish(
             message, kind, words, round, address, secret, uplink, kept, carry, seen
         )
-        return sent, kept, _together((weight, fine, left, add(metrics, told)))
+        return sent, kept, _together((weight, fine, left, add(metrics, reported)))
 
     def listening(do: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda told, *rest: do(composed.listen(e, told), *rest)
+        return lambda broadcast, *rest: do(composed.listen(e, broadcast), *rest)
 
     parts = (
         program(listening(begin)),
@@ -342,12 +342,12 @@ def _at_once(columns: Columns, rows: np.ndarray) -> int:
 
 
 def _padded(rows: np.ndarray, size: int) -> np.ndarray:
-    found = np.full((size, rows.shape[1]), -1, rows.dtype)
-    found[: len(rows)] = rows
-    return found
+    padded = np.full((size, rows.shape[1]), -1, rows.dtype)
+    padded[: len(rows)] = rows
+    return padded
 
 
 def _gather(columns: Columns, rows: np.ndarray) -> Columns:
     """The rows of every column."""
-    at = np.where(rows < 0, ~rows, rows)
-    return narrow(jax.tree.map(lambda x: x[at], columns))
+    indices = np.where(rows < 0, ~rows, rows)
+    return narrow(jax.tree.map(lambda x: x[indices], columns))

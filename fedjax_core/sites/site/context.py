@@ -49,14 +49,21 @@ from fedjax_core.sites.wire.trees import TreeSpec
 class SiteContext:
     """One institution's data, key, policy, ledger and client state, for one study."""
 
-    def __init__(self, about: SiteFile, study: Study) -> None:
-        self.name, self.about, self.study, self.folder = about.name, about, study, about.folder
-        self.key = load_key(about)
+    def __init__(self, site_file: SiteFile, study: Study) -> None:
+        self.name, self.site_file, self.study, self.folder = (
+            site_file.name,
+            site_file,
+            study,
+            site_file.folder,
+        )
+        self.key = load_key(site_file)
         self.secret = self.key.secret("noise")
         """By which noise is drawn that nobody else can tell."""
-        # over, for a try, by who asks
-        handed = about.key is None and about.folder is None and not isinstance(about.data, (str, Path))
-        self.data = SiteData(about, study, None if handed else self.key)
+        # A trial run: the coordinator's own process handed the data over.
+        handed = (
+            site_file.key is None and site_file.folder is None and not isinstance(site_file.data, (str, Path))
+        )
+        self.data = SiteData(site_file, study, None if handed else self.key)
         if (bad := self.data.bad) is not None and len(bad):
             self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)
@@ -64,28 +71,28 @@ class SiteContext:
         self.protecting = protecting(study, self.data.raw)
         """Of each exchange, whether its steps draw noise that protects the site's examples: by the site's own
         secret."""
-        usual = usual_policy(about, study, self.data.raw)
+        usual = usual_policy(site_file, study, self.data.raw)
         self.enforcement = Enforcement(
             self.name,
             usual,
-            asked=self.data.asked,
-            file=about.policy,
+            base_request=self.data.base_request,
+            file=site_file.policy,
             folder=self.folder,
-            account=about.account,
+            account=site_file.account,
             secret=self.secret,
         )
         """What its policy says of requests, and of what would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
-        self.left = Left(self.folder, int(about.left_gb * 1e9))
+        self.left = Left(self.folder, int(site_file.left_gb * 1e9))
         self.budget, self.done = Budget(self.folder), StepLog(self.folder)
         ring = study.round.uplink.ring
-        self.secure = None if ring is None else Secure(about, self.key, ring)
+        self.secure = None if ring is None else Secure(site_file, self.key, ring)
         """Its end of secure aggregation, where reports of the study travel under masks."""
         self.address: np.ndarray = addresses([self.name])[0]
-        self.asked: Question | None = None
+        self.question: Question | None = None
         """The question that is being answered."""
         self._keeps: dict[str, ClientStateStore] = {}
-        self._said = 0
+        self._sequence = 0
         composed = study.round
         shapes = state_shapes(composed)
         self.server, self.params = shapes.server, shapes.params
@@ -123,10 +130,10 @@ class SiteContext:
 
     def header(self, kind: str, request: Header, fields: Mapping[str, Scalar]) -> Header:
         """The header of an answer to this request."""
-        self._said = max(time.time_ns(), self._said + 1)
+        self._sequence = max(time.time_ns(), self._sequence + 1)
         return Header(
             kind=kind, run=request.run, round=request.round, exchange=request.exchange, sender=self.name, recipient=COORDINATOR,
-            sequence=self._said, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest,
+            sequence=self._sequence, created_unix_ms=int(time.time() * 1000), config=self.study.hash, answers=request.digest,
             fields=dict(fields), head=UNSET if self.log is None or self.log.durable == NOTHING else str(self.log.durable),
         )  # fmt: skip
 
@@ -155,7 +162,7 @@ class SiteContext:
             if judged is None
             else sha256(b"".join(x.tobytes() for x in judged.values())).hexdigest()
         )
-        counted = self.enforcement.count(request, digest, self.asked, steps)
+        counted = self.enforcement.count(request, digest, self.question, steps)
         if self.log is None:
             return draft.signed()
         more = {**(more or {}), **counted}

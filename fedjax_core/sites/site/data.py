@@ -10,7 +10,7 @@ study prepares them.
 >>> study = Study(compose(algorithms.fedavg(models.linear(features=2), local=optax.sgd(0.1))), batch_size=2, epochs=1)
 >>> columns = {"x": np.ones((3, 2), np.float32), "y": np.array([0, 1, 1], np.float32)}
 >>> data = SiteData(SiteFile(name="charite", data=columns, labels="y"), study)
->>> data.clients.examples, data.skipped, data.asked.per_class
+>>> data.clients.examples, data.skipped, data.base_request.per_class
 (3, None, {'0.0': 1, '1.0': 2})
 """
 
@@ -43,46 +43,46 @@ from fedjax_core.work import Work
 class SiteData:
     """What a site has, for one study."""
 
-    def __init__(self, about: SiteFile, study: Study, key: SiteKey | None = None) -> None:
+    def __init__(self, site_file: SiteFile, study: Study, key: SiteKey | None = None) -> None:
         """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is
         made."""
-        self._study, self._labels = study, about.labels
-        found, self.bad = opened(about, study)
+        self._study, self._labels = study, site_file.labels
+        clients, self.bad = opened(site_file, study)
         """Positions of the bad records, which are left out; None where the policy does not ask for it."""
-        self._persons = persons_of(found)
-        found = found.without(*({PERSON} & set(found.named_columns)))
-        self.fingerprint = fingerprint(found, about.order, key)
-        self.raw, self._held = parted(found, about.folder)
+        self._persons = persons_of(clients)
+        clients = clients.without(*({PERSON} & set(clients.named_columns)))
+        self.fingerprint = fingerprint(clients, site_file.order, key)
+        self.raw, self._held = parted(clients, site_file.folder)
         """The examples to train on, as they lie there."""
         self.clients = self.raw
         """The same as the study prepares them, once it is known how."""
         self.judged = self.raw if self._held is None else self._held
         """The examples by which models are judged, as the study prepares them: those held out, or those
         trained on."""
-        self.schema = schema.said(schema.items_of(schema.columns(self.raw), self.raw.features))
+        self.schema = schema.as_fields(schema.items_of(schema.columns(self.raw), self.raw.features))
         """Fields that say what columns there are."""
-        self.plan = study.plan(about.order)
+        self.plan = study.plan(site_file.order)
         """Of which batches are made; where clients differ in it, that of this one once it is `placed`."""
         self._of_all = self.plan
         skipped, every, least = (
             self.skipped or 0,
-            found.examples,
+            clients.examples,
             int(self.raw.sizes[self.raw.sizes > 0].min()),
         )
-        self.asked = Request(
+        self.base_request = Request(
             study.hash, self.raw.examples, self._classes(self.raw), clip=study.clip,
             noise=study.noise, whole=study.whole, bad=skipped / (every + skipped), department=least if study.departments else None,
             secure=study.round.uplink.hides,
         )  # fmt: skip
         """By which the site's policy is asked, whatever the request."""
         self._preparation = (
-            preprocessing.Preparation(study.prepare, self.raw, self._check, about.folder)
+            preprocessing.Preparation(study.prepare, self.raw, self._check, site_file.folder)
             if study.prepare
             else None
         )
         self._departments: Departments | None = None
-        if not too_many_bad(about, self.asked.bad):  # of which the policy refuses every request
-            check_study(study, found)
+        if not too_many_bad(site_file, self.base_request.bad):  # of which the policy refuses every request
+            check_study(study, clients)
 
     @cached_property
     def persons(self) -> np.ndarray:
@@ -138,7 +138,7 @@ class SiteData:
         steps."""
         plan = self.plan.of(work)
         if steps is None and plan.epochs is not None and plan.order is None:
-            return self.raw.examples, self.asked.per_class
+            return self.raw.examples, self.base_request.per_class
         rows = np.unique(self._rows(round, work, steps))
         return len(rows), self._classes(self.raw, rows)
 
@@ -183,7 +183,7 @@ class SiteData:
     def judged_of(self) -> tuple[int, Mapping[str, int] | None]:
         """(how many examples, of each class how many) a model is judged by."""
         return (
-            (self.raw.examples, self.asked.per_class)
+            (self.raw.examples, self.base_request.per_class)
             if self._held is None
             else (self._held.examples, self._classes(self._held))
         )
@@ -200,8 +200,8 @@ class SiteData:
             )
         )
         counts = np.bincount(np.searchsorted(names, labels[rows]), minlength=len(names))
-        found = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
-        return found | absent(len(names), self._study.round.algorithm.task)
+        by_class = {str(name): int(count) for name, count in zip(names, counts, strict=True)}
+        return by_class | absent(len(names), self._study.round.algorithm.task)
 
     def _check(self, clients: Clients) -> None:
         """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do
@@ -233,10 +233,12 @@ def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> s
     It leaves the site, so it is made with a secret that the site's `key` gives (HMAC-SHA256). Without one,
     whoever knows all records but one would find that one by trying. None is for data that the coordinator's
     own process handed over."""
-    found = clients.fingerprint().encode()
+    content = clients.fingerprint().encode()
     if not (order is None or callable(order)):
-        found += f"{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()
-    return (sha256(found) if key is None else hmac.new(key.secret("data"), found, sha256)).hexdigest()[:16]
+        content += f"{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()
+    return (sha256(content) if key is None else hmac.new(key.secret("data"), content, sha256)).hexdigest()[
+        :16
+    ]
 
 
 def absent(classes: int, task: Task) -> dict[str, int]:

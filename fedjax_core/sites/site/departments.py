@@ -66,11 +66,11 @@ class Departments:
         state = begin(self._gathers, draws.run_key(), int(draws.round), message)
         so_far, metrics, done = None, dict[str, Any](), 0
         for group in self._groups:
-            found, new = self._lanes.run(state, group)
+            result, new = self._lanes.run(state, group)
             so_far = (
-                found
+                result
                 if so_far is None
-                else combine(self._gathers, state, [(so_far.server, 1.0), (found.server, 1.0)])
+                else combine(self._gathers, state, [(so_far.server, 1.0), (result.server, 1.0)])
             )
             metrics = tree.add(metrics, new) if metrics else new
             if watch is not None:
@@ -80,8 +80,8 @@ class Departments:
         assert so_far is not None
         mean: Any = so_far.server
         fine = (mean.clients == len(self)) & tree.finite(mean.value)
-        said = {name: m for name, m in metrics.items() if name not in _OF_A_ROUND}
-        return ClientUpdate(mean.value, mean.weight, Kept((), ()), fine, {}, said)
+        reported = {name: m for name, m in metrics.items() if name not in _OF_A_ROUND}
+        return ClientUpdate(mean.value, mean.weight, Kept((), ()), fine, {}, reported)
 
     def __len__(self) -> int:
         """How many have examples."""

@@ -64,25 +64,25 @@ class Site:
     """The site of a `SiteFile`. Use it in a `with`: it holds its ledger open."""
 
     def __init__(
-        self, about: SiteFile, study: Study | None = None, coordinator: PublicKey | None = None
+        self, site_file: SiteFile, study: Study | None = None, coordinator: PublicKey | None = None
     ) -> None:
         """`study` and `coordinator` are for where the file names none."""
-        if about.study is not None:
-            study = build(about.study, about.arguments)
-            if about.folder is not None:
-                check_code(about.folder, about.study, study.hash)
-        if about.coordinator is not None:
-            name, coordinator = read_public(about.coordinator)
+        if site_file.study is not None:
+            study = build(site_file.study, site_file.arguments)
+            if site_file.folder is not None:
+                check_code(site_file.folder, site_file.study, study.hash)
+        if site_file.coordinator is not None:
+            name, coordinator = read_public(site_file.coordinator)
             if name != COORDINATOR:
                 raise ValueError(
-                    f"{about.coordinator} is the key of {name!r}; a site listens to {COORDINATOR!r} alone"
+                    f"{site_file.coordinator} is the key of {name!r}; a site listens to {COORDINATOR!r} alone"
                 )
         if study is None or coordinator is None:
             raise ValueError(
-                f"site {about.name} needs a study and the coordinator's public key: name them in its file"
+                f"site {site_file.name} needs a study and the coordinator's public key: name them in its file"
             )
-        self.name = about.name
-        self.context = SiteContext(about, study)
+        self.name = site_file.name
+        self.context = SiteContext(site_file, study)
         """What its handlers answer from."""
         self.inbox, self.outbox = Inbox(), Outbox()
         """The last request, and the last reply, that was too large to travel at once."""
@@ -100,17 +100,17 @@ class Site:
         if site.log is not None:
             site.log.__enter__()
             data = site.data
-            about: dict[str, Scalar] = {
+            details: dict[str, Scalar] = {
                 "config": site.study.hash,
                 "data": data.fingerprint,
                 "examples": data.raw.examples,
                 **data.counted,
             }
-            about |= data.held_out
+            details |= data.held_out
             site.log.record(
                 self.name,
                 "opened",
-                about=about if data.skipped is None else about | {"skipped": data.skipped},
+                about=details if data.skipped is None else details | {"skipped": data.skipped},
             )
         return self
 
@@ -122,17 +122,17 @@ class Site:
     def handle(self, request: Bytes) -> Bytes:
         """The reply to a request, whatever it is; raises nothing over it."""
         header = None
-        self._at_work, self.context.asked, self.failed = False, None, None
+        self._at_work, self.context.question, self.failed = False, None, None
         try:
             envelope = self._decode(request)
             header = envelope.header
             which = (header.key, header.sequence, header.digest)
             known = self._last.get(header.kind)
-            # a transport that tries again, of which the guard must not speak
+            # A transport's retry, which is no replay.
             if known is not None and known[0] == which:
                 self.context.enforcement.check(header, self._leaving(header))  # as the policy is now
                 return known[1]
-            envelope = self._let_in(envelope)
+            envelope = self._admit(envelope)
             if KINDS[header.kind].again:
                 return self._announced(envelope) if header.kind == ANNOUNCE else self._delivered(envelope)
             reply = (
@@ -141,7 +141,7 @@ class Site:
                 else HANDLERS[header.kind](self.context, envelope)
             )
             if (parts := self.outbox.split(header, reply)) is not None:
-                reply = self._say(PARTS, header, parts.fields(), {"digests": parts.digests})
+                reply = self._message(PARTS, header, parts.fields(), {"digests": parts.digests})
             self._last[header.kind] = which, reply
             return reply
         except Refused as refusal:
@@ -152,16 +152,16 @@ class Site:
             return self._refuse(header, refusal.code, str(refusal))
         except Exception as error:
             self.failed = error
-            said = f"{self.name} failed with {type(error).__name__}; its errors.log says more"
+            reason = f"{self.name} failed with {type(error).__name__}; its errors.log says more"
             if header is not None and self._at_work:
-                return self._decline(header, error, said)
+                return self._decline(header, error, reason)
             self.context.note(error)
-            return self._refuse(header, "error", said)
+            return self._refuse(header, "error", reason)
 
     def _decode(self, request: Bytes) -> Envelope:
         return decode(request, self._roster, recipient=SITES)
 
-    def _let_in(self, envelope: Envelope) -> Envelope:
+    def _admit(self, envelope: Envelope) -> Envelope:
         """The request as a handler gets it: of this study, heard for the first time, in time, allowed by the
         policy, and prepared."""
         site, header = self.context, envelope.header
@@ -190,9 +190,9 @@ class Site:
             skew_seconds=SKEW_SECONDS,
         )
         any_model = site.enforcement.policy.evaluation.models == "any"
-        asked = question(envelope, site.places, site.data.fingerprint, any_model=any_model)
-        site.enforcement.check(header, self._leaving(header), site.budget.seconds_today, asked)
-        site.asked, self._at_work = asked, not kind.again
+        query = question(envelope, site.places, site.data.fingerprint, any_model=any_model)
+        site.enforcement.check(header, self._leaving(header), site.budget.seconds_today, query)
+        site.question, self._at_work = query, not kind.again
         if kind.prepared:
             before, envelope = site.data.numbers, site.data.prepared(envelope)
             if site.data.numbers != before and site.log is not None:
@@ -216,19 +216,19 @@ class Site:
         """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the
         request."""
         header = envelope.header
-        said = read_manifest(envelope, header)
-        check_size(self.context.enforcement.policy.caps, said.length)
-        coming = self.inbox.announce(said, header.sequence)
+        manifest = read_manifest(envelope, header)
+        check_size(self.context.enforcement.policy.caps, manifest.length)
+        coming = self.inbox.announce(manifest, header.sequence)
         if coming.here.all():
             return self.handle(coming.whole)
-        return self._say(LACKING, header, {"of": said.of}, {"lacking": ~coming.here})
+        return self._message(LACKING, header, {"of": manifest.of}, {"lacking": ~coming.here})
 
     def _delivered(self, envelope: Envelope) -> Bytes:
         """That the site has the part that this brings."""
         i = self.inbox.deliver(envelope)
-        return self._say(DELIVERED, envelope.header, {"of": envelope.header.fields["of"], "part": i})
+        return self._message(DELIVERED, envelope.header, {"of": envelope.header.fields["of"], "part": i})
 
-    def _say(
+    def _message(
         self,
         kind: str,
         request: Header,
@@ -272,8 +272,8 @@ class Site:
         an update does."""
         site = self.context
         self.context.note(error)
-        counted = site.enforcement.declined(request, site.asked) if self._at_work else {}
-        about: dict[str, Scalar] = {
+        counted = site.enforcement.declined(request, site.question) if self._at_work else {}
+        details: dict[str, Scalar] = {
             "code": error.code if isinstance(error, Refused) else "error",
             "reason": printable(reason)[:500],
         }
@@ -283,7 +283,7 @@ class Site:
                 "refused",
                 run=request.run,
                 round=request.round,
-                about=about | {"said": Declined.code} | counted,
+                about=details | {"said": Declined.code} | counted,
             )
         if site.folder is None:  # a try in one's own process, where nothing is written down
             log.warning("site %s declined: %s", self.name, reason)
@@ -292,10 +292,10 @@ class Site:
             if site.folder is None
             else "its errors.log has it, and its audit log (--what refused)"
         )
-        said = f"{self.name} declined, for a reason that is for its staff: {where}"
+        message = f"{self.name} declined, for a reason that is for its staff: {where}"
         if TRAIN_SECONDS in request.fields:
-            said += "; the time to train was limited, and more of it may be needed (Rules.train_seconds)"
-        return self._say("refusal", request, {"code": Declined.code, "reason": said})
+            message += "; the time to train was limited, and more of it may be needed (Rules.train_seconds)"
+        return self._message("refusal", request, {"code": Declined.code, "reason": message})
 
     def _refuse(self, request: Header | None, code: str, reason: str) -> Bytes:
         request = request or Header(
@@ -312,4 +312,4 @@ class Site:
         fields: dict[str, Scalar] = {"code": code, "reason": printable(reason)[:500]}
         if self.context.log is not None:
             self.context.log.record(self.name, "refused", run=request.run, round=request.round, about=fields)
-        return self._say("refusal", request, fields)
+        return self._message("refusal", request, fields)

@@ -18,7 +18,7 @@ from fedjax_core.data.preprocess import sums_of
 from fedjax_core.sites.policy.answered import ALL
 from fedjax_core.sites.protocol import request
 from fedjax_core.sites.protocol.kinds import CONFIRM, MASK, REVEAL, SHARE
-from fedjax_core.sites.protocol.report import PARTIAL, beside, said
+from fedjax_core.sites.protocol.report import PARTIAL, beside, partial_entry
 from fedjax_core.sites.protocol.request import WITHHELD, BadRequest
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.site import client_update, preprocessing, secure
@@ -44,7 +44,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     e = header.exchange
     if not e < len(composed.algorithm.exchanges):
         raise BadRequest(f"the study has {len(composed.algorithm.exchanges)} exchanges a round")
-    found = site.form(e, request.count(header, "sites"), request.has_first(header)).filled(envelope.tensors)
+    body = site.form(e, request.count(header, "sites"), request.has_first(header)).filled(envelope.tensors)
     seconds = request.train_seconds(header)
     work = composed.algorithm.exchanges[e].work
     if seconds is not None and not work.trains:
@@ -55,21 +55,21 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         raise BadRequest(
             "departments train side by side and each to its end, so their time cannot be limited"
         )
-    version, keep = request.version(found, site.address), site.keep(header.run)
+    version, keep = request.version(body, site.address), site.keep(header.run)
     if version == 0 and jax.tree.leaves(site.kept_shapes):
-        if "first" not in found:
+        if "first" not in body:
             raise BadRequest("the request does not say what a site keeps before its first round")
-        keep.write(0, found["first"])
+        keep.write(0, body["first"])
     kept, after = (
         keep.read(version, site.kept_shapes),
         header.round * len(composed.algorithm.exchanges) + e + 1,
     )
-    needed, recent = request.needed(header, found, site.address)
+    needed, recent = request.needed(header, body, site.address)
     keep.make_room(site.kept_shapes, after, {*needed, version}, recent, site.enforcement.policy.caps.kept_gb)
     draws = request.draws(header, site.address, site.secret, of=f"{site.data.fingerprint}/{seconds}")
-    position = request.position(found, site.address)
+    position = request.position(body, site.address)
     site.data.placed(position)
-    message = found["message"]
+    message = body["message"]
     if isinstance(message, Addressed):  # of what each site is told by itself, this one's
         message = Told(message.message, jax.tree.map(lambda x: x[position], message.rows))
     limit = _limit(site, header, work, seconds)
@@ -78,12 +78,12 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
             seen = site.data.departments.visit(message, draws, watch)
         else:
             seen = client_update.client_update(
-                composed, e, site.data.plan, site.data.clients, message, found["uplink"], kept, draws, header.round, watch, limit,
+                composed, e, site.data.plan, site.data.clients, message, body["uplink"], kept, draws, header.round, watch, limit,
                 site.protecting[e],
             )  # fmt: skip
-    sent, its, now, fine, left, metrics = seen
+    sent, raw_weight, now, fine, left, metrics = seen
     left = left if site.study.measurable else {}
-    weight = float(its)
+    weight = float(raw_weight)
     if not (bool(fine) and math.isfinite(weight)):
         raise NotFiniteHere(
             "training gave numbers that are not finite, so nothing was kept or sent; train with a smaller step"
@@ -102,8 +102,8 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
         site.done.add(_which(site, header, seconds), steps, header)
     data = site.data
     fields: dict[str, Scalar] = {"examples": data.raw.examples, "data": data.fingerprint, **data.counted}
-    if site.about.data_was is not None:
-        fields["data_was"] = site.about.data_was
+    if site.site_file.data_was is not None:
+        fields["data_was"] = site.site_file.data_was
     if site.study.secure(e) is not None:
         by = {"algorithm": composed.algorithm.name, **data.counted, **_draw(site, draws, e)}
         reply = secure.advertise(site, header, sent, fields, by, ALL if steps is None else steps)
@@ -121,7 +121,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     more: dict[str, Scalar] = {
         **data.counted,
         **{name: float(one.total) for name, one in left.items()},
-        **said(metrics),
+        **partial_entry(metrics),
     }
     more |= {"algorithm": composed.algorithm.name, **_draw(site, draws, e)} | (
         {} if site.study.epsilon is None else {"epsilon": site.study.epsilon}
@@ -149,8 +149,8 @@ def _limit(
     """
     before = (
         0
-        if site.asked is None or site.enforcement.policy.evaluation.models == "any"
-        else site.enforcement.answered.steps(site.asked)
+        if site.question is None or site.enforcement.policy.evaluation.models == "any"
+        else site.enforcement.answered.steps(site.question)
     )
     if before == ALL:
         return None if seconds is None else lambda done: sys.maxsize
@@ -172,7 +172,7 @@ def _limit(
 def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
     """By what the steps that were done are known again: the question, and its time where a model may be
     trained to several steps."""
-    digest = header.digest if site.asked is None else site.asked.digest
+    digest = header.digest if site.question is None else site.question.digest
     where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
     return (
         where
@@ -187,17 +187,17 @@ def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
     header, algorithm = envelope.header, site.study.round.algorithm
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
     first = site.kept_shapes if request.has_first(header) else None
-    found = from_tensors(envelope.tensors, model | request.about_sites(request.count(header, "sites"), first))
+    body = from_tensors(envelope.tensors, model | request.about_sites(request.count(header, "sites"), first))
     if algorithm.personal is None:
-        params = found["params"]
+        params = body["params"]
     else:
-        version = request.version(found, site.address)
+        version = request.version(body, site.address)
         kept = (
-            found["first"]
-            if version == 0 and "first" in found
+            body["first"]
+            if version == 0 and "first" in body
             else site.keep(header.run).read(version, site.kept_shapes)
         )
-        params = algorithm.personal(found["server"], jax.tree.map(jax.numpy.asarray, kept.own))
+        params = algorithm.personal(body["server"], jax.tree.map(jax.numpy.asarray, kept.own))
     return _sums(site, header, params)
 
 
@@ -256,10 +256,10 @@ def measure(site: SiteContext, envelope: Envelope) -> Bytes:
 
 def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
     """The sums of the statistic that is named, of the columns as they lie there."""
-    asked = envelope.tensors.get("['statistic']")
-    if asked is None or asked.dtype != np.uint8:
+    text = envelope.tensors.get("['statistic']")
+    if text is None or text.dtype != np.uint8:
         raise BadRequest("the request says no statistic")
-    statistic = own_statistics.asked_for(asked)
+    statistic = own_statistics.asked_for(text)
     sums, released = own_statistics.sums(
         statistic, site.data, site.name, site.enforcement.policy.outputs, lambda: site.desk
     )

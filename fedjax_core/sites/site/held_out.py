@@ -30,38 +30,38 @@ PERSON = "(person)"
 persons, and not by rows."""
 
 
-def mark(clients: Clients, about: SiteFile, share: float | None, seed: int) -> Clients:
+def mark(clients: Clients, site_file: SiteFile, share: float | None, seed: int) -> Clients:
     """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns
     that are for this alone.
 
     None: it is not known what the study does.
     """
-    own = tuple(name for name in (about.person, about.held_out) if name is not None)
-    if about.person is not None:
+    own = tuple(name for name in (site_file.person, site_file.held_out) if name is not None)
+    if site_file.person is not None:
         clients = clients.with_columns(
-            {**_named(clients, about), PERSON: _codes(clients.column_of(about.person, "person"))}
+            {**_named(clients, site_file), PERSON: _codes(clients.column_of(site_file.person, "person"))}
         )
     if not share:
-        if about.held_out is not None and share is not None:
+        if site_file.held_out is not None and share is not None:
             raise ValueError(
-                f"{about.name} names held_out = {about.held_out!r}, and the study holds nobody out: agree on one with "
+                f"{site_file.name} names held_out = {site_file.held_out!r}, and the study holds nobody out: agree on one with "
                 "held_out=0.2, which goes by that column here, or leave it out of the site's file"
             )
         return clients.without(*own)
-    whole = Clients(clients.columns, [0, clients.examples], [about.name])
-    own_column = about.held_out
+    whole = Clients(clients.columns, [0, clients.examples], [site_file.name])
+    own_column = site_file.held_out
     out = (
-        ~whole.drawn(1 - share, seed, by=about.person)
+        ~whole.drawn(1 - share, seed, by=site_file.person)
         if own_column is None
-        else _said(whole, own_column, about.person)
+        else _own_choice(whole, own_column, site_file.person)
     )
     if out.all() or not out.any():
         raise ValueError(
-            f"{about.name} has too few examples (or persons) for a part of {share:g} of them that is not trained on: none would be "
+            f"{site_file.name} has too few examples (or persons) for a part of {share:g} of them that is not trained on: none would be "
             f"{'left to train on' if out.all() else 'held out'}; it cannot take part in a study with held_out={share:g}"
         )
     rest = clients.without(*own)
-    return rest.with_columns({**_named(rest, about), HELD_OUT: out})
+    return rest.with_columns({**_named(rest, site_file), HELD_OUT: out})
 
 
 def persons_of(clients: Clients) -> np.ndarray | None:
@@ -75,14 +75,14 @@ def persons_by_values(clients: Clients) -> np.ndarray:
 
     Of rows with the same values each is a person. So a row that comes or goes does not make the others into
     new people."""
-    found = np.zeros(clients.examples, np.int64)
+    codes = np.zeros(clients.examples, np.int64)
     seen: dict[bytes, int] = {}
     leaves = [np.ascontiguousarray(x) for _, x in sorted(clients.named_columns.items())]
     for i in range(clients.examples):
         digest = sha256(b"".join(x[i].tobytes() for x in leaves)).digest()
         seen[digest] = again = seen.get(digest, 0) + 1
-        found[i] = int.from_bytes(sha256(digest + b"%d" % again).digest()[:8], "little", signed=True)
-    return found
+        codes[i] = int.from_bytes(sha256(digest + b"%d" % again).digest()[:8], "little", signed=True)
+    return codes
 
 
 def _codes(person: np.ndarray) -> np.ndarray:
@@ -94,10 +94,10 @@ def _codes(person: np.ndarray) -> np.ndarray:
     return np.array(codes, np.int64)[places]
 
 
-def _named(clients: Clients, about: SiteFile) -> dict[str, np.ndarray]:
+def _named(clients: Clients, site_file: SiteFile) -> dict[str, np.ndarray]:
     if not isinstance(clients.columns, dict):
         raise ValueError(
-            f"the columns of {about.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out"
+            f"the columns of {site_file.name} must have names, as in {{'x': x, 'y': y}}, to hold some examples out"
         )
     return clients.columns
 
@@ -111,19 +111,19 @@ def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clien
     return rest.take(np.flatnonzero(~out), folder), rest.take(np.flatnonzero(out), folder)
 
 
-def _said(clients: Clients, column: str, person: str | None) -> np.ndarray:
+def _own_choice(clients: Clients, column: str, person: str | None) -> np.ndarray:
     """What the site's own column says."""
-    found = clients.named_columns.get(column)
+    values = clients.named_columns.get(column)
     if (
-        found is None
-        or found.ndim != 1
-        or not (found.dtype.kind == "b" or (found.dtype.kind in "iu" and np.isin(found, (0, 1)).all()))
+        values is None
+        or values.ndim != 1
+        or not (values.dtype.kind == "b" or (values.dtype.kind in "iu" and np.isin(values, (0, 1)).all()))
     ):
         raise ValueError(
             f"held_out = {column!r} must be a column of truth values, or of 0 and 1, one an example; the data have "
             f"{', '.join(clients.named_columns)}"
         )
-    out = found.astype(bool)
+    out = values.astype(bool)
     if (
         person is not None
         and np.isin(clients.column_of(person, "person")[out], clients.named_columns[person][~out]).any()

@@ -31,12 +31,12 @@ from fedjax_core.stats.table import SITE, Table
 
 
 class SiteLimits(Limits):
-    """Of one answer: `found` is what the rules measured, at its tightest, and `sets` the groups of people of
+    """Of one answer: `findings` is what the rules measured, at its tightest, and `sets` the groups of people of
     each column."""
 
     def __init__(self, policy: OutputPolicy) -> None:
         self.policy = policy
-        self.found: dict[str, Finding] = {}
+        self.findings: dict[str, Finding] = {}
         self._groups: dict[str, dict[bytes, np.ndarray]] = {}
         self.tables: dict[str, list[list[list[int]]]] = {}
         """{column: for each table of it the groups of people in the cells and margins that are shown}."""
@@ -49,20 +49,20 @@ class SiteLimits(Limits):
             column: [each.tolist() for each in groups.values()] for column, groups in self._groups.items()
         }
 
-    def group(self, who: np.ndarray, what: str, about: Iterable[str] = ()) -> None:
-        people = np.unique(who)
-        if not len(people):
+    def group(self, people: np.ndarray, what: str, columns: Iterable[str] = ()) -> None:
+        persons = np.unique(people)
+        if not len(persons):
             if not self.policy.zeros:
                 self._ask(what, Finding("empty cell", 0, self.policy.minimum, False))
             return
-        self._ask(what, rules.enough("people", len(people), self.policy))
-        for column in about:
+        self._ask(what, rules.enough("people", len(persons), self.policy))
+        for column in columns:
             if column not in SITE:
-                records = np.sort(who)  # somebody's records are subtracted as the records that they are
+                records = np.sort(people)  # somebody's records are subtracted as the records that they are
                 self._groups.setdefault(column, {})[records.tobytes()] = records
 
-    def _table(self, groups: Sequence[np.ndarray], about: Iterable[str]) -> None:
-        for column in about:
+    def _table(self, groups: Sequence[np.ndarray], columns: Iterable[str]) -> None:
+        for column in columns:
             if column not in SITE:
                 self._groups.setdefault(column, {})
                 self.tables.setdefault(column, []).append([each.tolist() for each in groups])
@@ -73,30 +73,30 @@ class SiteLimits(Limits):
         design: Design,
         x: np.ndarray,
         y: np.ndarray | None = None,
-        about: Iterable[str] = (),
+        columns: Iterable[str] = (),
     ) -> None:
-        who, people = table.person_ids, len(np.unique(table.person_ids))
-        if not people:
+        people, count = table.person_ids, len(np.unique(table.person_ids))
+        if not count:
             return
-        for finding in rules.parameters(x.shape[1], people, self.policy):
+        for finding in rules.parameters(x.shape[1], count, self.policy):
             self._ask(f"{x.shape[1]} parameters", finding)
-        columns = dict(zip(design.names, x.T, strict=True)) | ({} if y is None else {"outcome": y})
+        variables = dict(zip(design.names, x.T, strict=True)) | ({} if y is None else {"outcome": y})
         truths = {}
-        for name, column in columns.items():
+        for name, column in variables.items():
             values = np.unique(column)
             if len(values) == 2:
                 truths[name] = column == values[1]
             elif len(values) > 2:
-                self.sum(column, who, name, must=True)
+                self.sum(column, people, name, must=True)
         for name, expression in zip(design.names, design.expressions, strict=True):
             within = [evaluate(one, table) == 1 for one in comparisons(expression)]
             if within:
                 truths[f"the groups of {name}"] = np.all(within, axis=0)
-        self._pairs(truths, who, tuple(about))
+        self._pairs(truths, people, tuple(columns))
 
-    def sum(self, x: np.ndarray, who: np.ndarray, name: str, must: bool = False) -> bool:
-        people, place = np.unique(who, return_inverse=True)
-        parts = np.bincount(place, x, len(people))
+    def sum(self, x: np.ndarray, people: np.ndarray, name: str, must: bool = False) -> bool:
+        persons, place = np.unique(people, return_inverse=True)
+        parts = np.bincount(place, x, len(persons))
         findings = rules.dominance(parts, self.policy) if np.any(parts) else []
         if not must and self.hides() and not all(each.holds for each in findings):
             self.hidden += 1
@@ -105,11 +105,11 @@ class SiteLimits(Limits):
             self._ask(f"a sum of {name!r}", finding)
         return True
 
-    def weights(self, w: np.ndarray, who: np.ndarray) -> None:
-        people, place = np.unique(who, return_inverse=True)
-        parts = np.sort(np.bincount(place, np.where(np.isfinite(w), w, np.inf), len(people)))[::-1]
+    def weights(self, w: np.ndarray, people: np.ndarray) -> None:
+        persons, place = np.unique(people, return_inverse=True)
+        parts = np.sort(np.bincount(place, np.where(np.isfinite(w), w, np.inf), len(persons)))[::-1]
         few = float(parts[: self.policy.minimum - 1].sum())
-        if len(people):
+        if len(persons):
             limit = self.policy.top_share * float(parts.sum())
             self._ask(
                 "weights by these coefficients",
@@ -117,65 +117,70 @@ class SiteLimits(Limits):
             )
 
     def cells(
-        self, name: str, cell: np.ndarray, shape: tuple[int, ...], who: np.ndarray, about: Iterable[str] = ()
+        self,
+        name: str,
+        cell: np.ndarray,
+        shape: tuple[int, ...],
+        people: np.ndarray,
+        columns: Iterable[str] = (),
     ) -> np.ndarray:
-        told = super().cells(name, cell, shape, who)
-        about, size = tuple(about), int(np.prod(shape))
-        if not size or not len(who):
-            return told
-        each = [np.unique(who[cell == i]) for i in range(size)]
-        counts = np.array([len(people) for people in each])
-        if len(shape) == 1 and about:
+        totals = super().cells(name, cell, shape, people)
+        columns, size = tuple(columns), int(np.prod(shape))
+        if not size or not len(people):
+            return totals
+        each = [np.unique(people[cell == i]) for i in range(size)]
+        counts = np.array([len(group) for group in each])
+        if len(shape) == 1 and columns:
             for finding in rules.levels(counts[counts > 0], self.policy)[:1]:
                 self._ask(name, finding)
         margins_of = crosstab_sums(shape)
         shown = protect(counts, margins_of, self.policy)
         margins = shown.primary[size:] | shown.secondary[size:]
         if self.policy.tables == "refuse" or margins.any():
-            for people in each:
-                self._ask(name, rules.each_enough("small cells", np.array([len(people)]), self.policy))
+            for group in each:
+                self._ask(name, rules.each_enough("small cells", np.array([len(group)]), self.policy))
             self._ask(name, Finding("margins to hide", float(margins.sum()), 0, not margins.any()))
         hides = np.isnan(shown.values[:size])
         self.hidden += int(hides.sum())
         visible = [
-            np.sort(who[(cell >= 0) & (margins_of[i, cell] > 0)])
+            np.sort(people[(cell >= 0) & (margins_of[i, cell] > 0)])
             for i in np.flatnonzero(~np.isnan(shown.values))
         ]
-        visible = [people for people in visible if len(people)]
-        for people in visible:
-            self.group(people, name)
-        self._table(visible, about)
+        visible = [group for group in visible if len(group)]
+        for group in visible:
+            self.group(group, name)
+        self._table(visible, columns)
         if self.policy.tables == "round":
-            told = (np.floor(told / self.policy.base + 0.5) * self.policy.base).astype(np.int64)
-        return np.where(hides, HIDDEN, told)
+            totals = (np.floor(totals / self.policy.base + 0.5) * self.policy.base).astype(np.int64)
+        return np.where(hides, HIDDEN, totals)
 
     def hides(self) -> bool:
         """Whether what is of too few people is hidden where it can be, and the rest is told."""
         return self.policy.tables != "refuse"
 
-    def _pairs(self, truths: dict[str, np.ndarray], who: np.ndarray, about: tuple[str, ...]) -> None:
+    def _pairs(self, truths: dict[str, np.ndarray], people: np.ndarray, columns: tuple[str, ...]) -> None:
         """The groups of these truth values [rows], and of every two: rows and people of each are told by a
         product of two columns."""
         unlike = {mask.tobytes(): (name, mask) for name, mask in truths.items()}
         these = list(unlike.values())
         for i, (name, a) in enumerate(these):
-            self.group(who[a], f"people of {name}", about)
-            self.group(who[~a], f"people not of {name}", about)
+            self.group(people[a], f"people of {name}", columns)
+            self.group(people[~a], f"people not of {name}", columns)
             for other, b in these[:i]:
                 for mask in (a & b, a & ~b, ~a & b, ~a & ~b):
                     if mask.any():  # an empty one follows from two that are not
-                        self.group(who[mask], f"people by {name} and {other}", about)
+                        self.group(people[mask], f"people by {name} and {other}", columns)
 
     def _ask(self, what: str, finding: Finding) -> None:
         rule = finding.rule
-        before = self.found.get(rule)
-        if before is None or not finding.holds or _room(finding) < _room(before):
-            self.found[rule] = finding._replace(
+        before = self.findings.get(rule)
+        if before is None or not finding.holds or _margin(finding) < _margin(before):
+            self.findings[rule] = finding._replace(
                 measured=float(finding.measured), limit=float(finding.limit), holds=bool(finding.holds)
             )
         if not finding.holds:
             raise TooFew(f"{what}: {finding.measured:g}, and the limit is {finding.limit:g}")
 
 
-def _room(finding: Finding) -> float:
+def _margin(finding: Finding) -> float:
     return abs(finding.measured - finding.limit)

@@ -3,8 +3,8 @@
     load_data    a folder of `Clients.save`, a mapping, columns, or a function's  ─►  `Clients` of one site, or of its departments
     opened       the same for a study: bad records left out where the site's policy has them skipped
 
->>> found = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
->>> found.ids.tolist(), found.sizes.tolist(), list(found.columns)
+>>> clients = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
+>>> clients.ids.tolist(), clients.sizes.tolist(), list(clients.columns)
 (['charite/ear', 'charite/icu'], [1, 2], ['x'])
 """
 
@@ -28,51 +28,55 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study, is_function, named
 
 
-def load_data(about: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
+def load_data(site_file: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
     """The site's examples, as one client with the site's name, or one for each department.
 
     With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where
     that has one, and examples that it holds out are marked (held_out.py).
     """
-    found: Any = about.data
-    if found is None:
+    data: Any = site_file.data
+    if data is None:
         raise ValueError(
-            f"{about.file or f'the site {about.name}'} names no `data`: a folder of Clients.save, a mapping.toml, or module:function"
+            f"{site_file.file or f'the site {site_file.name}'} names no `data`: a folder of Clients.save, a mapping.toml, or "
+            "module:function"
         )
-    if isinstance(found, str) and is_function(found):
-        found = named(found)
-    if callable(found) and not isinstance(found, Clients):
-        found = found()
-    handed = isinstance(found, Clients)  # and looked at when it was made
-    if isinstance(found, (str, Path)) and Path(found).suffix == ".toml":
-        reading = intake.read(found)
-        found, about = (
+    if isinstance(data, str) and is_function(data):
+        data = named(data)
+    if callable(data) and not isinstance(data, Clients):
+        data = data()
+    handed = isinstance(data, Clients)  # and looked at when it was made
+    if isinstance(data, (str, Path)) and Path(data).suffix == ".toml":
+        reading = intake.read(data)
+        data, site_file = (
             reading.clients,
-            about if about.person else replace(about, person=reading.schema.person or None),
+            site_file if site_file.person else replace(site_file, person=reading.schema.person or None),
         )
-    elif isinstance(found, (str, Path)):
-        found = Clients.open(found)
-    found = columns_of(found)
-    if isinstance(found, Mapping):
-        found = Clients.from_list([found], [about.name], allow_nan=True)
-    if not isinstance(found, Clients):
+    elif isinstance(data, (str, Path)):
+        data = Clients.open(data)
+    data = columns_of(data)
+    if isinstance(data, Mapping):
+        data = Clients.from_list([data], [site_file.name], allow_nan=True)
+    if not isinstance(data, Clients):
         raise ValueError(
-            f"the data of {about.name} must be columns, Clients, or a folder of Clients.save, got {type(found).__name__}"
+            f"the data of {site_file.name} must be columns, Clients, or a folder of Clients.save, got {type(data).__name__}"
         )
-    if about.departments is not None and not (len(found) == 1 and isinstance(found.columns, Mapping)):
+    if site_file.departments is not None and not (len(data) == 1 and isinstance(data.columns, Mapping)):
         raise ValueError(
-            f"the data of {about.name} must be one client's columns, by name, to be divided by departments = {about.departments!r}; "
+            f"the data of {site_file.name} must be one client's columns, by name, to be divided by departments = "
+            f"{site_file.departments!r}; "
             "where they are Clients of several, these are the departments: leave `departments` out"
         )
-    found = found.with_ids([about.name] if len(found) == 1 else ids_of(about.name, found.ids))
+    data = data.with_ids([site_file.name] if len(data) == 1 else ids_of(site_file.name, data.ids))
     if study is not None and study.features:
-        found = found.arranged(study.features)
-    found = mark(found, about, *((study.held_out, study.seed) if study is not None else (None, 0)))
-    if about.departments is not None:
-        found = divided(about.name, found.columns, about.departments, features=found.features, allow_nan=True)
+        data = data.arranged(study.features)
+    data = mark(data, site_file, *((study.held_out, study.seed) if study is not None else (None, 0)))
+    if site_file.departments is not None:
+        data = divided(
+            site_file.name, data.columns, site_file.departments, features=data.features, allow_nan=True
+        )
     if check and not handed:
-        found.check_finite()
-    return found
+        data.check_finite()
+    return data
 
 
 def check_divided(site: str, study: Study, clients: Clients) -> None:
@@ -115,25 +119,25 @@ def ids_of(site: str, departments: Any) -> list[str]:
     return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
 
 
-def opened(about: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
+def opened(site_file: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
     """(the site's examples, positions of the bad records, which are left out; None where the policy does not
     ask for it).
 
     Raises where the study could not read them; what the task says of them is `check_study`'s.
     """
-    most_bad, bad = None if about.policy is None else Policy.read(about.policy).max_bad_share, None
-    found = load_data(about, check=most_bad is None and not study.prepare, study=study)
+    most_bad, bad = None if site_file.policy is None else Policy.read(site_file.policy).max_bad_share, None
+    clients = load_data(site_file, check=most_bad is None and not study.prepare, study=study)
     if most_bad is not None:
-        found, bad = usable(found, study.round.algorithm.task, study.prepare)
+        clients, bad = usable(clients, study.round.algorithm.task, study.prepare)
     elif study.prepare:
-        preprocessing.check_rest(study.prepare, found)
+        preprocessing.check_rest(study.prepare, clients)
     if study.prepare:
-        found.check_numbers(but=[step.column for step in study.prepare])
-    check_divided(about.name, study, found)
-    return found, bad
+        clients.check_numbers(but=[step.column for step in study.prepare])
+    check_divided(site_file.name, study, clients)
+    return clients, bad
 
 
-def too_many_bad(about: SiteFile, share: float) -> bool:
+def too_many_bad(site_file: SiteFile, share: float) -> bool:
     """Whether the policy has bad records left out, and this share of them is more than it allows."""
-    most_bad = None if about.policy is None else Policy.read(about.policy).max_bad_share
+    most_bad = None if site_file.policy is None else Policy.read(site_file.policy).max_bad_share
     return most_bad is not None and share > most_bad

@@ -83,8 +83,8 @@ def alone(steps: Steps, raw: Clients) -> Clients | None:
     others = [step.column for step in steps if step.releases and step.column in raw.named_columns]
     if len(others) == len(raw.named_columns):
         return None
-    mine, rest = tuple(step for step in steps if not step.releases), raw.without(*others)
-    return rest.with_columns(_of_rows(mine, rest, 0)(rest.columns)) if mine else rest
+    own_steps, rest = tuple(step for step in steps if not step.releases), raw.without(*others)
+    return rest.with_columns(_of_rows(own_steps, rest, 0)(rest.columns)) if own_steps else rest
 
 
 class Preparation:
@@ -108,22 +108,22 @@ class Preparation:
 
         Raises a `Refused` where they are not there, or cannot be applied.
         """
-        found: dict[str, np.ndarray] = {}
+        brought: dict[str, np.ndarray] = {}
         rest: dict[str, np.ndarray] = {}
         for name, x in envelope.tensors.items():
-            (found if name.startswith(f"['{PREPARED}']") else rest)[name] = x
-        if not found:
+            (brought if name.startswith(f"['{PREPARED}']") else rest)[name] = x
+        if not brought:
             raise NotPrepared(
                 "the study prepares its columns, and the request has no numbers for it; install one version at both ends"
             )
-        numbers = from_tensors_open(found, self._like)[PREPARED]
-        if bad := [name for name, x in found.items() if not np.isfinite(x).all()]:
+        numbers = from_tensors_open(brought, self._like)[PREPARED]
+        if bad := [name for name, x in brought.items() if not np.isfinite(x).all()]:
             raise BadNumbers(
                 f"the numbers {bad[0]} of preprocessing hold NaN or an infinity; look at the sites' columns"
             )
-        for step, its, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
-            # which nobody's sums decide
-            if not step.releases and any(not np.array_equal(its[name], own[name]) for name in own):
+        for step, given, own in zip(self.steps, numbers, self._like[PREPARED], strict=True):
+            # The study alone determines these parameters.
+            if not step.releases and any(not np.array_equal(given[name], own[name]) for name in own):
                 raise BadNumbers(
                     f"{type(step).__name__}({step.column!r}) is settled by the study, and the request says otherwise"
                 )
@@ -138,9 +138,9 @@ class Preparation:
         return self._apply(self._fitted, clients)
 
     def _apply(self, fitted: Fitted, clients: Clients) -> Clients:
-        found = fitted.apply(clients, self._folder)
-        self._check(found)
-        return found
+        prepared = fitted.apply(clients, self._folder)
+        self._check(prepared)
+        return prepared
 
 
 def _of_rows(steps: Steps, raw: Clients, count: int) -> Fitted:

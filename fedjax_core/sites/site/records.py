@@ -43,10 +43,10 @@ def usable(clients: Clients, task: Task, steps: preprocessing.Steps = ()) -> tup
             bad[begin : begin + _ROWS] |= ~good.reshape(len(part), -1).all(axis=1)
     if (known := preprocessing.alone(steps, clients)) is not None:
         bad[_refused(lambda rows: check_known(task, known.take(rows)), np.flatnonzero(~bad))] = True
-    found = np.flatnonzero(bad)
-    if len(found) in (0, count):
-        return clients, found
-    return clients.take(np.flatnonzero(~bad)), found
+    positions = np.flatnonzero(bad)
+    if len(positions) in (0, count):
+        return clients, positions
+    return clients.take(np.flatnonzero(~bad)), positions
 
 
 def check_known(task: Task, known: Clients) -> None:

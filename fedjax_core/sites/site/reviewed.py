@@ -35,10 +35,10 @@ def check_code(folder: Path, study: str, hash: str) -> None:
             f"the installed files of {', '.join(odd)}, which {study} is made of, have changed under the same hash {hash}: "
             f"review them, and remove {path} where the change is meant"
         )
-    found = _read(path)
-    if hash not in found:
+    known = _read(path)
+    if hash not in known:
         make_folder(folder)
-        write_whole(path, json.dumps(found | {hash: _digests(study)}, indent=1))
+        write_whole(path, json.dumps(known | {hash: _digests(study)}, indent=1))
 
 
 def _digests(study: str) -> dict[str, str]:
@@ -49,10 +49,10 @@ def _read(path: Path) -> dict[str, dict[str, str]]:
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_text())
+        document = json.loads(path.read_text())
         return {
             str(hash): {str(name): str(digest) for name, digest in each.items()}
-            for hash, each in found.items()
+            for hash, each in document.items()
         }
     except (ValueError, AttributeError):
         raise ValueError(

@@ -35,12 +35,12 @@ def advertise(
     secure = _secure(site)
     vector = secure.vector(sent)
     with _agreed():
-        # for the noise of fewer is less
+        # Fewer reports would carry less noise than promised.
         least = max(site.enforcement.policy.minimum.sites, site.study.round.uplink.promises.reports)
         attempt = secure.begin(header, vector, least)
         tensors = to_tensors(written(attempt.client.advertise()))
-    said = {**more, "secure": "keys alone: the report stays here until it is under masks"}
-    reply = site.reply(header, fields, tensors, said, steps, judged=secure.judged(vector))
+    details = {**more, "secure": "keys alone: the report stays here until it is under masks"}
+    reply = site.reply(header, fields, tensors, details, steps, judged=secure.judged(vector))
     secure.go_on(attempt)
     return reply
 
@@ -65,28 +65,28 @@ def share(site: SiteContext, envelope: Envelope) -> Bytes:
 def mask(site: SiteContext, envelope: Envelope) -> Bytes:
     """The report under its masks."""
     attempt, boxes = _secure(site).attempt(envelope.header), read(envelope.tensors, Boxes)
-    said: dict[str, Scalar] = {"secure": f"under masks with {len(boxes.senders)} sites: {CANNOT_SEE}"}
+    details: dict[str, Scalar] = {"secure": f"under masks with {len(boxes.senders)} sites: {CANNOT_SEE}"}
     return _answer(
-        site, envelope.header, lambda: {VECTOR: attempt.client.mask(boxes, attempt.vector).vector}, said
+        site, envelope.header, lambda: {VECTOR: attempt.client.mask(boxes, attempt.vector).vector}, details
     )
 
 
 def confirm(site: SiteContext, envelope: Envelope) -> Bytes:
     """This site's signature over who is in the sum."""
     attempt, survivors = _secure(site).attempt(envelope.header), read(envelope.tensors, Survivors)
-    said: dict[str, Scalar] = {
+    details: dict[str, Scalar] = {
         "secure": f"agrees to the sum of {len(survivors.names)} sites: {listed(survivors.names)}"
     }
-    return _answer(site, envelope.header, lambda: written(attempt.client.confirm(survivors)), said)
+    return _answer(site, envelope.header, lambda: written(attempt.client.confirm(survivors)), details)
 
 
 def reveal(site: SiteContext, envelope: Envelope) -> Bytes:
     """One share of each peer."""
     attempt, wanted = _secure(site).attempt(envelope.header), read(envelope.tensors, Wanted)
-    said: dict[str, Scalar] = {
+    details: dict[str, Scalar] = {
         "secure": f"opens the sum of {len(wanted.confirmed)} sites or more: {CANNOT_SEE}"
     }
-    return _answer(site, envelope.header, lambda: written(attempt.client.reveal(wanted)), said)
+    return _answer(site, envelope.header, lambda: written(attempt.client.reveal(wanted)), details)
 
 
 def _answer(

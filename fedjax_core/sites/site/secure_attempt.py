@@ -70,18 +70,18 @@ class Attempt:
 class Secure:
     """What a site has of secure aggregation, for one study."""
 
-    def __init__(self, about: SiteFile, key: SiteKey, ring: Ring) -> None:
+    def __init__(self, site_file: SiteFile, key: SiteKey, ring: Ring) -> None:
         """Raises ValueError where the file of a real site names no roster."""
-        if about.roster is None and about.file is not None:
+        if site_file.roster is None and site_file.file is not None:
             raise ValueError(
-                f"{about.name} has a study of secure aggregation, and its file names no roster of the other sites' keys: without, the "
+                f"{site_file.name} has a study of secure aggregation, and its file names no roster of the other sites' keys: without, the "
                 "coordinator could stand between each two of them. Exchange the lines of `fedjax-core keys show` by another way than the "
                 'coordinator, and write roster = "roster.toml"'
             )
         self.ring = ring
-        self._key, self._roster = key, None if about.roster is None else Roster.read(about.roster)
-        self._told: dict[str, PublicKey] = {}  # first, where no roster is at hand
-        self._folder = about.folder
+        self._key, self._roster = key, None if site_file.roster is None else Roster.read(site_file.roster)
+        self._first_keys: dict[str, PublicKey] = {}  # first, where no roster is at hand
+        self._folder = site_file.folder
         self._attempt: Attempt | None = None
 
     @cached_property
@@ -103,9 +103,9 @@ class Secure:
         update, weight = vector[:-1].view(np.int32), max(1, int(vector[-1]))
         return {"update": update.astype(np.float32) * np.float32(self.ring.step / weight)}
 
-    def begin(self, asked: Header, vector: np.ndarray, minimum: int) -> Attempt:
+    def begin(self, request: Header, vector: np.ndarray, minimum: int) -> Attempt:
         """An attempt with this report, and new secrets."""
-        terms = terms_of(asked, len(vector))
+        terms = terms_of(request, len(vector))
         return Attempt(
             Client(self._key.name, terms, self._key.sign, self._fits, self._spent, max(MINIMUM, minimum)),
             vector,
@@ -117,12 +117,12 @@ class Secure:
 
     def attempt(self, header: Header) -> Attempt:
         """The attempt that a request is about."""
-        found = self._attempt
-        if found is None or found.number != header.fields.get(ATTEMPT):
+        current = self._attempt
+        if current is None or current.number != header.fields.get(ATTEMPT):
             raise NoAttempt(
                 f"{self._key.name} takes no part in this attempt: it has not begun it, or was started anew since"
             )
-        return found
+        return current
 
     def meet(self, roster: Keys, identities: np.ndarray | None) -> None:
         """Takes the identity keys that the coordinator says these sites have, where it has no roster: the
@@ -132,14 +132,14 @@ class Secure:
         if identities is None or identities.shape != (len(roster.sites), 32) or identities.dtype != np.uint8:
             raise BadRequest("the request has no identity keys of the sites in its roster")
         for one, raw in zip(roster.sites, identities, strict=True):
-            self._told.setdefault(one.name, PublicKey(raw.tobytes()))
+            self._first_keys.setdefault(one.name, PublicKey(raw.tobytes()))
 
     def _fits(self, name: str, purpose: str, data: bytes, signature: bytes) -> bool:
         """Whether the site of that name signed."""
         if name == self._key.name:
             key: PublicKey | None = self._key.public
         elif self._roster is None:
-            key = self._told.get(name)
+            key = self._first_keys.get(name)
         else:
             key = self._roster.keys.get(name)
             key = None if key in self._roster.revoked else key

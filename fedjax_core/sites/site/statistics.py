@@ -54,22 +54,22 @@ def sums(
         {name: x for name, x in columns.items() if name in policy.columns}, categories, site, data.persons
     )
     limits, what = SiteLimits(policy), f"{name_of(statistic)}: {' '.join(statistic.columns)}"
-    few, found = None, {}
+    few, arrays = None, {}
     try:
-        found = _arrays(statistic.sums(table, limits))
+        arrays = _arrays(statistic.sums(table, limits))
     except TooFew as error:
         few = str(error)
-    findings = list(limits.found.values())
+    findings = list(limits.findings.values())
     if few is not None and all(each.holds for each in findings):
         findings.append(Finding("few", 1, 0, False))
     try:
-        line = desk().under(policy).sums(what, findings, limits.sets, found, limits.tables, few)
+        line = desk().under(policy).sums(what, findings, limits.sets, arrays, limits.tables, few)
     except NotReleased as error:
         raise Withheld(f"{site} would tell of too few people: {few or error} [statistics]") from None
-    about: dict[str, Scalar] = {
+    details: dict[str, Scalar] = {
         f"rule.{each['rule']}": f"{each['measured']:g} ({each['limit']:g})" for each in line["findings"]
     }
-    return found, about | {"released": line["digest"][:16], "hidden": limits.hidden}
+    return arrays, details | {"released": line["digest"][:16], "hidden": limits.hidden}
 
 
 def _check_listed(statistic: Statistic, policy: Statistics, site: str) -> None:
@@ -105,15 +105,15 @@ def _expressions(value: Any) -> Iterator[list[Any]]:
 def _columns(raw: Clients) -> dict[str, np.ndarray]:
     """The columns by name; of a matrix whose features have names, each feature, with codes of categories as
     codes."""
-    found = dict(raw.named_columns)
+    columns = dict(raw.named_columns)
     for matrix, names in raw.features.items():
         for i, name in enumerate(names):
-            x = found[matrix][:, i]
-            found.setdefault(
+            x = columns[matrix][:, i]
+            columns.setdefault(
                 name, np.where(np.isnan(x), -1, x).astype(np.int32) if name in raw.categories else x
             )
-    return found
+    return columns
 
 
-def _arrays(found: Sums) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in found.items()}
+def _arrays(values: Sums) -> dict[str, np.ndarray]:
+    return {name: np.asarray(x) for name, x in values.items()}

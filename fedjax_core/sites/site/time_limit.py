@@ -92,19 +92,19 @@ class StepLog:
         steps = self.steps(which)
         return StepClock(1, seconds, clock) if steps is None else lambda done: steps - done
 
-    def add(self, which: str, steps: int, asked: Header) -> None:
+    def add(self, which: str, steps: int, request: Header) -> None:
         """Keeps how many steps the answer is of, on the disk where there is one when this returns."""
         self._last.pop(which, None)
         self._last[which] = steps
-        self._last = may_come_again(self._last, asked)
+        self._last = may_come_again(self._last, request)
         if self._path is not None:
             write_whole(self._path, json.dumps(self._last))
 
 
 def _read(path: Path) -> dict[str, int]:
     try:
-        found: Any = json.loads(path.read_text())
-        return {str(which): int(steps) for which, steps in found.items()}
+        document: Any = json.loads(path.read_text())
+        return {str(which): int(steps) for which, steps in document.items()}
     except (ValueError, TypeError, AttributeError):
         raise ValueError(
             f"{path}, which has how many steps this site did in exchanges of limited time, is damaged: restore it from its backup, or "

@@ -21,14 +21,14 @@ from fedjax_core.types import Batch
 _TRIES = 10_000  # evaluations a day
 
 
-def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
+def usual_policy(site_file: SiteFile, study: Study, clients: Clients) -> Policy:
     """The policy of a site that has no file for it: the first study asked for is the only one, and its
     metrics may leave.
 
     A site whose file names its study is a real one: it has the minimums of policies that are made
     (`policy.SAFE`). One that is handed its study is a try in one's own process or trust domain: it has none,
     and evaluates whatever model it is given."""
-    # which tells of single persons
+    # A range discloses single persons.
     sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]
     clients_ = ("clients",) if study.departments else ()
     left = LEFT if study.measurable else ()
@@ -40,17 +40,17 @@ def usual_policy(about: SiteFile, study: Study, clients: Clients) -> Policy:
         *study.stats,
         *sorted({*left, *PARTIAL, *metrics_of(study, clients), *sums}),
     )
-    usual = Policy(about.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
-    if about.study is None:
+    usual = Policy(site_file.name, tasks=policy.Tasks("first-use"), leaving=policy.Leaving(fields))
+    if site_file.study is None:
         usual = dataclasses.replace(usual, leaving=policy.Leaving((*fields, "statistics")))
         return dataclasses.replace(usual, evaluation=policy.Evaluation("any", per_day=_TRIES))
-    return dataclasses.replace(usual, minimum=minimum_of(about))
+    return dataclasses.replace(usual, minimum=minimum_of(site_file))
 
 
-def minimum_of(about: SiteFile) -> policy.Minimum:
+def minimum_of(site_file: SiteFile) -> policy.Minimum:
     """The minimums of a policy that is made for a site: of each class where its file names the column of
     classes."""
-    return policy.SAFE if about.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
+    return policy.SAFE if site_file.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
 
 
 def metrics_of(study: Study, clients: Clients) -> list[str]:
@@ -66,12 +66,12 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
 def protecting(study: Study, clients: Clients) -> tuple[bool, ...]:
     """Of each exchange, whether its steps draw noise that protects the site's examples; raises where
     departments would draw it openly."""
-    found = protecting_steps(
+    draws_noise = protecting_steps(
         study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size
     )
-    if study.departments and any(found):
+    if study.departments and any(draws_noise):
         raise ValueError(
             "the steps of the study draw noise that protects examples (fc.privacy.example_level), and departments draw by the run's key, "
             "which everybody knows: leave departments out"
         )
-    return found
+    return draws_noise

@@ -124,17 +124,17 @@ class Authority:
     @classmethod
     def make(cls, folder: str | os.PathLike[str], name: str = "consortium", days: int = 3650) -> "Authority":
         """A new authority in a folder that has none."""
-        found = cls(Path(folder))
+        authority = cls(Path(folder))
         key = ec.generate_private_key(ec.SECP256R1())
-        _write_key(found.folder / "ca.key", key)
+        _write_key(authority.folder / "ca.key", key)
         usage = _usage(key_cert_sign=True, crl_sign=True)
         builder = (
             _builder(name, name, key, days)
             .add_extension(x509.BasicConstraints(True, 0), True)
             .add_extension(usage, True)
         )
-        write_whole(found.certificate, builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
-        return found
+        write_whole(authority.certificate, builder.sign(key, SHA256()).public_bytes(Encoding.PEM))
+        return authority
 
     def issue(
         self, folder: str | os.PathLike[str], name: str, hosts: Sequence[str], days: int = 365
@@ -162,11 +162,11 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(its_key.public_key()), False)
         )
-        found = Files(folder / "node.crt", folder / "node.key", folder / "ca.crt")
-        _write_key(found.key, key)
-        write_whole(found.certificate, builder.sign(its_key, SHA256()).public_bytes(Encoding.PEM))
-        write_whole(found.authority, self.certificate.read_bytes())
-        return found
+        files = Files(folder / "node.crt", folder / "node.key", folder / "ca.crt")
+        _write_key(files.key, key)
+        write_whole(files.certificate, builder.sign(its_key, SHA256()).public_bytes(Encoding.PEM))
+        write_whole(files.authority, self.certificate.read_bytes())
+        return files
 
 
 def hosts_of(path: str | os.PathLike[str]) -> list[str]:

@@ -35,15 +35,15 @@ class InProcess:
         reply = site.handle(request)
         if (error := site.failed) is not None:
             self.failures[name] = error
-            said = f"{name} {type(error).__name__} {error}"
-            if site.context.folder is None and said not in self._shown:  # else it is in errors.log
-                self._shown.add(said)
+            message = f"{name} {type(error).__name__} {error}"
+            if site.context.folder is None and message not in self._shown:  # else it is in errors.log
+                self._shown.add(message)
                 log.error("site %s failed", name, exc_info=error)
         return reply
 
-    def take_back(self, asked: "Future[Any]") -> None:
+    def take_back(self, future: "Future[Any]") -> None:
         """What a site is at goes on, and what it has not begun is dropped."""
-        asked.cancel()
+        future.cancel()
 
     def progress(self, site: str) -> int:
         """Counted by the site."""

@@ -44,8 +44,8 @@ and how often a site that could not start is started again."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
-# bytes that go with the call, below the 100 kB of which Ray makes an object of their own: 10 sites in 3 ms,
-# not 8
+# Bytes sent inside the call. From 100 kB on Ray makes an object of its own: 10 sites take 8 ms then, instead
+# of 3.
 _SHORT = 64 << 10
 
 
@@ -70,41 +70,44 @@ class RayTransport:
         self._actors: dict[str, Any] = {}
         self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
-        # what sites are made of: Ray drops arguments of 100 kB and more that nobody holds, and restarts none
+        # Constructor arguments of the actors: Ray drops those of 100 kB and more that nobody holds, and could
+        # not restart them.
         self._handed: list[Any] = []
         self.keys: dict[str, PublicKey] = {}
         """What each site says is its key: for a first meeting, where no roster is at hand."""
         self.away: dict[str, str] = {}
         """The sites that did not start with the others, and why. What is sent to them waits in Ray until they
         have."""
-        # when a site whose process is there, and is no site, was last started
+        # site -> when it was last restarted, where its process runs but the site could not start
         self._tried: dict[str, float] = {}
         try:
-            for about in files:
+            for site_file in files:
                 # Ray would keep an event of every call: 3.6 kB each, of the last 100,000.
                 options: dict[str, Any] = {
-                    "name": f"site-{about.name}",
+                    "name": f"site-{site_file.name}",
                     "namespace": NAMESPACE,
                     "num_cpus": 0,
                     "enable_task_events": False,
                 }
-                options |= {"resources": dict(about.resources)} if about.resources else {}
-                options |= {"label_selector": dict(about.node)} if about.node else {}
+                options |= {"resources": dict(site_file.resources)} if site_file.resources else {}
+                options |= {"label_selector": dict(site_file.node)} if site_file.node else {}
                 # A retry is the same bytes, which a site answers with the same bytes.
-                apart: Any = {"concurrency_groups": {"watch": 1}}
-                actor = ray.remote(**apart)(WatchedSite) if watched else ray.remote(SiteActor)
+                remote: Any = ray.remote
+                actor = remote(concurrency_groups={"watch": 1})(WatchedSite) if watched else remote(SiteActor)
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
                 # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
-                made_here = self._started and address is None and about.file is None
+                made_here = self._started and address is None and site_file.file is None
                 handed = (
-                    ray.put(Handed(about, study if about.study is None else None, coordinator.text))
+                    ray.put(Handed(site_file, study if site_file.study is None else None, coordinator.text))
                     if made_here
                     else None
                 )
                 self._handed.append(handed)
-                self._actors[about.name] = actor.remote(about.name, dict(about.said), handed)
-                self._handle[about.name] = self._actors[about.name].handle
-            self._meet({about.name: about for about in files}, alone=self._started and address is None)
+                self._actors[site_file.name] = actor.remote(site_file.name, dict(site_file.digests), handed)
+                self._handle[site_file.name] = self._actors[site_file.name].handle
+            self._meet(
+                {site_file.name: site_file for site_file in files}, alone=self._started and address is None
+            )
         except ValueError as error:
             self.close()
             if "already taken" in str(error):
@@ -126,37 +129,39 @@ class RayTransport:
         if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
             self._tried[site] = time.monotonic()
             ray.kill(self._actors[site], no_restart=False)  # Ray makes it anew, which may go well now
-        return _Asked(
+        return _ActorReply(
             self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request))
         )
 
-    def wait(self, asked: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
+    def wait(self, replies: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
         """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100
         us and a thread each."""
-        until, mine = time.monotonic() + seconds, [one.ref for one in asked if type(one) is _Asked]
-        if not mine:
-            return futures.wait(asked, seconds, futures.FIRST_COMPLETED).done
-        others = [one for one in asked if type(one) is not _Asked] if len(mine) < len(asked) else []
+        until, refs = time.monotonic() + seconds, [one.ref for one in replies if type(one) is _ActorReply]
+        if not refs:
+            return futures.wait(replies, seconds, futures.FIRST_COMPLETED).done
+        others = [one for one in replies if type(one) is not _ActorReply] if len(refs) < len(replies) else []
         while True:
             left, done = max(0.0, until - time.monotonic()), {one for one in others if one.done()}
             look = 0.0 if done else min(left, _LOOK_SECONDS) if others else left
-            ready, _ = ray.wait(mine, timeout=look, fetch_local=False)
+            ready, _ = ray.wait(refs, timeout=look, fetch_local=False)
             if ready:
-                done.update(one.told() for one in asked if type(one) is _Asked and one.ref in ready)
+                done.update(
+                    one.finished() for one in replies if type(one) is _ActorReply and one.ref in ready
+                )
             if done or not left:
                 return done
 
-    def take_back(self, asked: "Future[Any]") -> None:
+    def take_back(self, future: "Future[Any]") -> None:
         """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away
         would do all of it first."""
-        if type(asked) is _Asked and not asked.done():
-            ray.cancel(asked.ref)
+        if type(future) is _ActorReply and not future.done():
+            ray.cancel(future.ref)
 
     def _meet(self, files: dict[str, SiteFile], alone: bool) -> None:
         """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is
         this process's `alone`."""
         waiting = {actor.key.remote(): name for name, actor in self._actors.items()}
-        began, told = time.monotonic(), False
+        began, warned = time.monotonic(), False
         while waiting:
             ready, _ = ray.wait(list(waiting), timeout=_TURN_SECONDS, fetch_local=False)
             passed = time.monotonic() - began
@@ -177,8 +182,8 @@ class RayTransport:
                         raise RuntimeError(f"site {name} could not start: {lacking}")
                     self.away[name] = lacking
                     del waiting[ref]
-            if waiting and passed > _PLACE_SECONDS and not told:
-                told = True
+            if waiting and passed > _PLACE_SECONDS and not warned:
+                warned = True
                 log.warning(
                     "waiting for the processes of %s to start; they may be reading their data",
                     ", ".join(waiting.values()),
@@ -201,10 +206,10 @@ class RayTransport:
         if not self.watched:
             return 0
         try:
-            said = bytes(bytes_of(self._actors[site].progress.remote(), _PROGRESS_SECONDS)[:_DIGITS])
+            digits = bytes(bytes_of(self._actors[site].progress.remote(), _PROGRESS_SECONDS)[:_DIGITS])
         except (ray.exceptions.RayError, NoReply, NotBytes):
             return 0
-        return int(said) if said.isdigit() else 0
+        return int(digits) if digits.isdigit() else 0
 
     def close(self) -> None:
         """Ends the actors."""
@@ -218,7 +223,7 @@ class RayTransport:
             ray.shutdown()
 
 
-class _Asked(Future[Reply]):
+class _ActorReply(Future[Reply]):
     """The reply of an actor, which is done once `RayTransport.wait` has seen that it is there, or that there
     is none."""
 
@@ -226,7 +231,7 @@ class _Asked(Future[Reply]):
         super().__init__()
         self.ref = ref
 
-    def told(self) -> "_Asked":
+    def finished(self) -> "_ActorReply":
         """Itself, done: whoever calls what it brings gets the reply, or what Ray raises instead."""
         ref = self.ref
         if not self.done():
@@ -247,19 +252,21 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
         raise RuntimeError(f"site {name} could not start: {printable(text)}") from None
 
 
-def _no_place(about: SiteFile) -> str | None:
+def _no_place(site_file: SiteFile) -> str | None:
     """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    # else a selector of Ray's own kind
-    plain = {name: value for name, value in about.node.items() if not value.startswith(("!", "in("))}
+    # The other values are selectors in Ray's own syntax.
+    plain = {name: value for name, value in site_file.node.items() if not value.startswith(("!", "in("))}
 
     def fits(node: dict[str, Any]) -> bool:
-        enough = all(node["Resources"].get(name, 0.0) >= amount for name, amount in about.resources.items())
+        enough = all(
+            node["Resources"].get(name, 0.0) >= amount for name, amount in site_file.resources.items()
+        )
         return enough and plain.items() <= node.get("Labels", {}).items()
 
     if any(map(fits, nodes)):
         return None
-    wanted = ", ".join(f"{name}={value:g}" for name, value in about.resources.items()) or ", ".join(
+    wanted = ", ".join(f"{name}={value:g}" for name, value in site_file.resources.items()) or ", ".join(
         f"{k}={v}" for k, v in plain.items()
     )
     return f"no node of this Ray has what its file names ({wanted}): its machine is down, or Ray is not running there"

@@ -33,7 +33,7 @@ _LOOPBACK = "127.0.0.1"
 _OBJECT_STORE_BYTES = 256 << 20  # of memory that is taken as it is used
 
 
-def start(about: dict[str, Any]) -> Any:
+def start(options: dict[str, Any]) -> Any:
     """Starts the node that `about` describes: `head`, or the `address` of one; `resources`, `temp_dir`,
     `name`.
 
@@ -42,17 +42,17 @@ def start(about: dict[str, Any]) -> Any:
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
-    ip = about.get("ip", _LOOPBACK)
+    ip = options.get("ip", _LOOPBACK)
     parameters = RayParams(
-        gcs_address=about.get("address"),
-        gcs_server_port=about.get("port"),
+        gcs_address=options.get("address"),
+        gcs_server_port=options.get("port"),
         node_ip_address=ip,
-        node_name=about.get("name"),
+        node_name=options.get("name"),
         num_cpus=1,
         num_gpus=0,
-        resources=about.get("resources", {}),
+        resources=options.get("resources", {}),
         object_store_memory=_OBJECT_STORE_BYTES,
-        temp_dir=about.get("temp_dir"),
+        temp_dir=options.get("temp_dir"),
         include_dashboard=False,
         no_monitor=True,
         dashboard_agent_listen_port=None,
@@ -62,7 +62,7 @@ def start(about: dict[str, Any]) -> Any:
     )
     parameters.include_log_monitor = False  # type: ignore[assignment]  # which copies what workers print to other machines
     with on_loopback() if ip == _LOOPBACK else contextlib.nullcontext():
-        return Node(parameters, head=bool(about.get("head")), shutdown_at_exit=True, spawn_reaper=True)
+        return Node(parameters, head=bool(options.get("head")), shutdown_at_exit=True, spawn_reaper=True)
 
 
 def _wait_for_the_end(let_go: threading.Event) -> None:
@@ -71,7 +71,7 @@ def _wait_for_the_end(let_go: threading.Event) -> None:
     let_go.set()
 
 
-def run(about: dict[str, Any], let_go: threading.Event) -> bool:
+def run(options: dict[str, Any], let_go: threading.Event) -> bool:
     """Runs the node that `about` describes until it is let go, also by SIGTERM and SIGINT, or dies: whether
     it was let go.
 
@@ -79,7 +79,7 @@ def run(about: dict[str, Any], let_go: threading.Event) -> bool:
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.umask(0o077)
-    node = start(about)
+    node = start(options)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: let_go.set())
     print(node.gcs_address, flush=True)

@@ -41,10 +41,10 @@ def preflight(insecure_local: bool = False, address: str | None = None) -> None:
     than its own."""
     if insecure_local:
         return
-    found = lacking(os.environ)
-    if found:
+    missing = lacking(os.environ)
+    if missing:
         raise InsecureRay(
-            f"this Ray cluster lacks {' and '.join(found)}: whoever reaches it can run code at every site. Set them on all its nodes, "
+            f"this Ray cluster lacks {' and '.join(missing)}: whoever reaches it can run code at every site. Set them on all its nodes, "
             "or give insecure_local=True (--insecure-local) where nobody else can reach it."
         )
     if address is not None and (wrong := greeting(address, Files.named_by(os.environ))) is not None:
@@ -53,19 +53,19 @@ def preflight(insecure_local: bool = False, address: str | None = None) -> None:
 
 def lacking(environment: Mapping[str, str]) -> list[str]:
     """What these variables lack for a safe Ray, in words; nothing where they have it all."""
-    found = []
+    missing = []
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
-        found.append("token authentication (RAY_AUTH_MODE=token)")
+        missing.append("token authentication (RAY_AUTH_MODE=token)")
     elif (wrong := _token(environment)) is not None:
-        found.append(wrong)
+        missing.append(wrong)
     if environment.get("RAY_USE_TLS", "").lower() not in ("1", "true"):
-        found.append("TLS (RAY_USE_TLS=1, with RAY_TLS_* naming certificates)")
+        missing.append("TLS (RAY_USE_TLS=1, with RAY_TLS_* naming certificates)")
     else:
         try:
             Files.named_by(environment).check()
         except (CertificateError, OSError) as error:
-            found.append(f"TLS that works ({error})")
-    return found
+            missing.append(f"TLS that works ({error})")
+    return missing
 
 
 def greeting(address: str, files: Files) -> str | None:
@@ -119,13 +119,13 @@ def equip(
     if not (home / "token").exists():
         write_private(home / "token", secrets.token_hex(32).encode())
     token = read_private(home / "token", "this token")
-    found = {}
+    issued = {}
     for name, hosts in nodes.items():
-        found[name] = authority.issue(Path(folder) / name, name, hosts, days)
+        issued[name] = authority.issue(Path(folder) / name, name, hosts, days)
         write_private(Path(folder) / name / "token", token)
         (home / _ISSUED).mkdir(exist_ok=True)
-        (home / _ISSUED / f"{name}.crt").write_bytes(found[name].certificate.read_bytes())
-    return found
+        (home / _ISSUED / f"{name}.crt").write_bytes(issued[name].certificate.read_bytes())
+    return issued
 
 
 def withdraw(
@@ -186,7 +186,7 @@ def on_loopback() -> Iterator[None]:
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        # Ray forks to start its own programs at once, which is not what JAX warns of
+        # Ray forks only to exec its own programs, which is safe and not what JAX's warning is about.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
             yield

@@ -33,7 +33,7 @@ class Handed(NamedTuple):
     """What the sites of a Ray that this process started are given, as they would be in this process: all of
     it is the user's own."""
 
-    about: SiteFile
+    site_file: SiteFile
     study: Study | None
     coordinator: str
 
@@ -49,18 +49,18 @@ class SiteActor:
         """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or
         the one `handed` over."""
         self._site: Site | None = None
-        about = None
+        site_file = None
         try:
             if handed is None:
                 _own_code_alone()
-                about = find(name)
-                _only_here(about, copy)
+                site_file = find(name)
+                _only_here(site_file, copy)
             else:
-                about = handed.about
-            if about.policy is not None:
-                confine(Policy.read(about.policy).caps)
+                site_file = handed.site_file
+            if site_file.policy is not None:
+                confine(Policy.read(site_file.policy).caps)
             self._site = Site(
-                about,
+                site_file,
                 *((None, None) if handed is None else (handed.study, PublicKey.parse(handed.coordinator))),
             )
             self._site.__enter__()
@@ -74,7 +74,7 @@ class SiteActor:
                 None,
                 str(error) if isinstance(error, NotOwn) else f"{type(error).__name__}; {_NOTED}",
             )
-            _note(None if about is None else about.folder, error)
+            _note(None if site_file is None else site_file.folder, error)
 
     def key(self) -> bytes:
         """The site's public key, or why there is none."""
@@ -116,8 +116,8 @@ def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
 def _brought() -> list[str]:
     """What a runtime environment brings to this process, by the names of its settings: variables, or code
     that would be imported here."""
-    found = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
-    return sorted(str(name) for name in found)
+    environment = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
+    return sorted(str(name) for name in environment)
 
 
 def _own_code_alone() -> None:

@@ -31,7 +31,7 @@ _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TO
 def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
     """Whether Ray was started here."""
     leave_errors_unread()
-    # what an actor prints might hold values of its data
+    # What an actor prints might contain values of its data.
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
@@ -58,8 +58,8 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
         # a Ray that this process had before may have left it another token
         AuthenticationTokenLoader.instance().reset_cache()
     resources: dict[str, float] = {}
-    for about in files:
-        for name, amount in about.resources.items():
+    for site_file in files:
+        for name, amount in site_file.resources.items():
             resources[name] = resources.get(name, 0.0) + amount
     with on_loopback():
         ray.init(
@@ -87,10 +87,11 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
 def check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
     """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it
     would not be the site's own."""
-    for about in files:
-        if about.file is None and (carried := about.carried):
+    for site_file in files:
+        if site_file.file is None and (carried := site_file.carried):
             raise ValueError(
-                f"the site {about.name} is given here with {listed(carried)}, and over a Ray that runs already a site has these from its "
+                f"the site {site_file.name} is given here with {listed(carried)}, and over a Ray that runs already a site has "
+                "these from its "
                 f"own file alone: give SiteFile(name=, resources=) or the path of a copy that has these two, and set {VARIABLE} at the "
                 "site. For a try on this machine leave out address, and let Federation start Ray"
             )

@@ -90,11 +90,11 @@ def read(
     as it is, what is wrong)."""
     try:
         value = reader.decode(raw)
-        said = "" if dumps(value) == raw else "an entry is missing, or of another type"
+        problem = "" if dumps(value) == raw else "an entry is missing, or of another type"
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        said = printable(str(error))[:200]
-    if said:
-        raise bad(loads(raw, what, levels), said)
+        problem = printable(str(error))[:200]
+    if problem:
+        raise bad(loads(raw, what, levels), problem)
     return value
 
 
@@ -137,10 +137,10 @@ class _Twice(Exception):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    table = dict(pairs)
+    if len(table) != len(pairs):
         raise _Twice
-    return found
+    return table
 
 
 def _plain(value: object) -> object:
@@ -177,7 +177,7 @@ def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
     return {field if i == 1 else f"{field}.{i}": line for i, line in enumerate(lines, start=1)}
 
 
-def of_lines(field: str, about: Mapping[str, Scalar]) -> list[str]:
+def of_lines(field: str, fields: Mapping[str, Scalar]) -> list[str]:
     """The names that `in_lines` wrote under this field; none where there is no such field."""
-    lines = [value for key, value in about.items() if key.partition(".")[0] == field]
+    lines = [value for key, value in fields.items() if key.partition(".")[0] == field]
     return [name for line in lines if isinstance(line, str) for name in line.split()]

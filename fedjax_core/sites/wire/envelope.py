@@ -279,10 +279,10 @@ def _checked(header: Header, head: bytes) -> Header:
     otherwise."""
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
-    # which no message has twice
+    # Not through the cached check: no message has these digests twice.
     if not (_DIGITS.fullmatch(header.answers) and _DIGITS.fullmatch(header.digest)):
         _check_digits(answers=header.answers, digest=header.digest)
-    # here, as msgspec would take 9 us for it
+    # Checked here, as msgspec would take 9 us for it.
     if header.head is not UNSET and not _HEAD.fullmatch(header.head):
         raise BadHeader(
             f"the header is not in order: head is {shown(header.head)}; it should be the head of a log, n:<64 hexadecimal digits>"
@@ -331,17 +331,17 @@ def _check_fields(*names: str) -> None:
             )
 
 
-def _bad(found: Any, said: str) -> Refused:
+def _bad(value: Any, problem: str) -> Refused:
     """What is wrong with a header that is none: `found` in it, as `said`."""
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         return BadHeader("the header is no table; the message was not written by fedjax_core.sites")
-    if (theirs := found.get("schema")) != SCHEMA or type(theirs) is not int:
+    if (theirs := value.get("schema")) != SCHEMA or type(theirs) is not int:
         return WrongSchema(
             f"the message is of schema {shown(theirs)}, and {SCHEMA} is read here; install one version at all sites"
         )
-    fields = found.get("fields")
+    fields = value.get("fields")
     odd = _odd_field(fields) if isinstance(fields, dict) else None
-    return BadHeader(f"the header is not in order: {odd or said}")
+    return BadHeader(f"the header is not in order: {odd or problem}")
 
 
 _HEADER = msgspec.json.Decoder(Header)

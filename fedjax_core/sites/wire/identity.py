@@ -214,12 +214,16 @@ class Roster:
     def read(cls, path: str | os.PathLike[str]) -> "Roster":
         """The roster in a TOML file with the tables `keys` and, where there are any, `revoked` and
         `examples`."""
-        found = _toml(path)
-        if unknown := sorted(set(found) - {"keys", "revoked", "examples"}):
+        tables = _toml(path)
+        if unknown := sorted(set(tables) - {"keys", "revoked", "examples"}):
             raise ValueError(
                 f"{path} has {listed(unknown)}, which a roster does not: its tables are [keys], [revoked] and [examples]"
             )
-        keys, revoked, examples = found.get("keys", {}), found.get("revoked", {}), found.get("examples", {})
+        keys, revoked, examples = (
+            tables.get("keys", {}),
+            tables.get("revoked", {}),
+            tables.get("examples", {}),
+        )
         for table, name in ((keys, "keys"), (revoked, "revoked")):
             if not isinstance(table, dict) or not all(isinstance(text, str) for text in table.values()):
                 raise ValueError(f'{path}: [{name}] must be a table of lines like charite = "ed25519:..."')
@@ -261,12 +265,12 @@ class Roster:
 
 def read_public(path: str | os.PathLike[str]) -> tuple[str, PublicKey]:
     """(name, key) of a `.pub` file."""
-    found = _toml(path)
-    if len(found) != 1 or not isinstance(text := next(iter(found.values())), str):
+    entries = _toml(path)
+    if len(entries) != 1 or not isinstance(text := next(iter(entries.values())), str):
         raise ValueError(
             f'{path} should hold one line like charite = "ed25519:...", as `fedjax-core keys show` prints it'
         )
-    return check_name(next(iter(found)), "the site"), PublicKey.parse(text)
+    return check_name(next(iter(entries)), "the site"), PublicKey.parse(text)
 
 
 def _toml(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -173,21 +173,21 @@ def joined(pieces: Sequence[Bytes]) -> Bytes:
     """The pieces one after another, from a multiple of `ALIGN` on where they are long."""
     if (length := sum(map(len, pieces))) < _LONG:
         return b"".join(pieces)
-    found, end = room(length), 0
+    buffer, end = aligned_buffer(length), 0
     for piece in pieces:
-        found[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+        buffer[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
         end += len(piece)
-    return found.data.toreadonly()
+    return buffer.data.toreadonly()
 
 
-def room(length: int) -> np.ndarray:
+def aligned_buffer(length: int) -> np.ndarray:
     """[length] uint8 of whatever was there, from a multiple of `ALIGN` on.
 
     NumPy takes large pages for it where there are any: 100 MB are filled in 20 ms, and as `bytes` in 73 ms.
     """
-    found = np.empty(length + ALIGN, np.uint8)
-    begin = -found.ctypes.data % ALIGN
-    return found[begin : begin + length]
+    buffer = np.empty(length + ALIGN, np.uint8)
+    begin = -buffer.ctypes.data % ALIGN
+    return buffer[begin : begin + length]
 
 
 def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
@@ -209,7 +209,7 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
             f"the index of the tensors takes {size:,} bytes, and at most {limits.index_bytes:,} are read; raise Limits.index_bytes"
         )
     data = view[8 + size :]
-    found, end = {}, 0
+    tensors, end = {}, 0
     for name, dtype, shape, begin, end in (_places if size <= _SMALL_INDEX else _places.__wrapped__)(
         bytes(view[8 : 8 + size]), limits
     ):
@@ -217,8 +217,8 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
             raise BadTensors(
                 f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged"
             )
-        found[name] = np.ndarray(shape, dtype, data, begin)
-        if dtype == np.bool_ and np.any(found[name].view(np.uint8) > 1):
+        tensors[name] = np.ndarray(shape, dtype, data, begin)
+        if dtype == np.bool_ and np.any(tensors[name].view(np.uint8) > 1):
             raise BadTensors(
                 f"tensor {shown(name)} is of truth values, but holds bytes that are neither; it is damaged"
             )
@@ -226,7 +226,7 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
         raise TrailingBytes(
             f"there are {len(data) - end:,} bytes after the last tensor, which nobody would read; send the tensors alone"
         )
-    return found
+    return tensors
 
 
 def check_no_pickle(view: memoryview) -> None:
@@ -268,7 +268,7 @@ def _places(text: bytes, limits: Limits) -> list[tuple[str, np.dtype, tuple[int,
         raise TooManyTensors(
             f"there are {len(index):,} tensors, and at most {limits.tensors:,} are read; raise Limits.tensors"
         )
-    found, end = [], 0
+    places, end = [], 0
     for name, place in sorted(index.items(), key=_offsets):
         dtype, shape = _read_place(name, place, end, limits)
         begin, end = end, end + math.prod(shape) * dtype.itemsize
@@ -276,8 +276,8 @@ def _places(text: bytes, limits: Limits) -> list[tuple[str, np.dtype, tuple[int,
             raise BadTensors(
                 f"tensor {shown(name)} does not lie where its shape and its neighbours say; the index is damaged or forged"
             )
-        found.append((name, dtype, shape, begin, end))
-    return found
+        places.append((name, dtype, shape, begin, end))
+    return places
 
 
 def _offsets(item: tuple[str, _Place]) -> tuple[int, int]:
@@ -328,7 +328,7 @@ def measure(tensors: Mapping[str, np.ndarray]) -> float:
                 else part.astype(np.float64)
             )
             square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
-            # finite numbers may have an infinite square
+            # Finite numbers may have an infinite square.
             if not math.isfinite(square) and not np.isfinite(wide).all():
                 raise NotFinite(
                     f"tensor {name or 'array'} holds NaN or an infinity; look at the site's loss, and train with a smaller step"

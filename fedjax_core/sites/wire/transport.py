@@ -39,24 +39,26 @@ class Transport(Protocol):
         """Lets go of what it holds; replies under way are lost."""
 
 
-def take_back(transport: Transport, asked: "Future[Any]") -> None:
+def take_back(transport: Transport, future: "Future[Any]") -> None:
     """Has a site not begin with what nobody waits for any more, by the transport's own `take_back`, where it
     has one."""
     done: Callable[[Any], None] | None = getattr(transport, "take_back", None)
     if done is not None:
-        done(asked)
+        done(future)
 
 
-def first_of(transport: Transport, asked: Collection["Future[Any]"], seconds: float) -> "set[Future[Any]]":
+def first_of(transport: Transport, replies: Collection["Future[Any]"], seconds: float) -> "set[Future[Any]]":
     """Those that are done, as soon as one is, or none after so many seconds; by the transport's own `wait`,
     where it has one."""
     wait: Callable[[Any, float], set[Future[Any]]] | None = getattr(transport, "wait", None)
     return (
-        futures.wait(asked, seconds, futures.FIRST_COMPLETED).done if wait is None else wait(asked, seconds)
+        futures.wait(replies, seconds, futures.FIRST_COMPLETED).done
+        if wait is None
+        else wait(replies, seconds)
     )
 
 
 def bring(future: "Future[Reply]") -> Bytes:
     """What a future that is done has brought, or raises what the transport raised over it."""
-    found = future.result()
-    return found() if callable(found) else found
+    result = future.result()
+    return result() if callable(result) else result

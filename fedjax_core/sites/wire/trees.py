@@ -62,12 +62,12 @@ def to_tensors(tree: Any) -> dict[str, np.ndarray]:
             raise TypeError(
                 f"{name} is a random key, which never travels: send jax.random.key_data of it, if it must"
             )
-    found = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
-    if len(found) != len(leaves):
+    tensors = {name: np.asarray(leaf) for name, leaf in zip(names, leaves, strict=True)}
+    if len(tensors) != len(leaves):
         raise ValueError(
             "two leaves of the tree have one path, so their names say nothing: use dictionary keys that print differently"
         )
-    return found
+    return tensors
 
 
 def leaf_specs(tree: Any) -> dict[str, LeafSpec]:
@@ -126,13 +126,14 @@ def check_specs(tensors: Mapping[str, np.ndarray], expected: Mapping[str, LeafSp
             [n for n in expected if n not in tensors],
             [n for n in tensors if n not in expected],
         )
-        said = [
+        differences = [
             f"{word} {listed(names)}"
             for word, names in (("missing", missing), ("unexpected", unexpected))
             if names
         ]
         raise WrongStructure(
-            f"the tensors are not those of this round: {'; '.join(said)}. Both ends need the same model, algorithm, uplink and version."
+            f"the tensors are not those of this round: {'; '.join(differences)}. Both ends need the same model, algorithm, uplink "
+            "and version."
         )
     for name, (dtype, shape) in expected.items():
         if (has := tensors[name].shape) != shape:

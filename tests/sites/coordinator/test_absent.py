@@ -59,9 +59,9 @@ def told(caplog):
 def joins(fed, switch):
     """Who was away when the run began is there, and was asked anew, as it is after half a minute."""
     switch.off = set()
-    fed._joining._asked.clear()
+    fed._joining._pending.clear()
     fed._joining.look(1)
-    while not fed._collector.done(fed._joining._asked[NAMES.index(AWAY)][0]):
+    while not fed._collector.done(fed._joining._pending[NAMES.index(AWAY)][0]):
         time.sleep(0.01)
 
 

@@ -13,7 +13,7 @@ import pytest
 import fedjax_core as fc
 from fedjax_core.evaluation import NOT_FINITE, NOT_TOLD
 from fedjax_core.run.monitor import Monitor
-from fedjax_core.sites.coordinator.pooling import ALONE, Told, doubts, read
+from fedjax_core.sites.coordinator.pooling import ALONE, SiteTotals, doubts, read
 from tests.sites.federations import NAMES, columns, federation, site_files
 from tests.zoo import fedavg
 
@@ -39,7 +39,7 @@ def saying(site, **fields):
 
 
 def told(*means, name="loss", examples=10):
-    return {at: Told(examples, {name: mean * examples}) for at, mean in enumerate(means)}
+    return {at: SiteTotals(examples, {name: mean * examples}) for at, mean in enumerate(means)}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_is_doubted(told_, doubted):
 
 
 def test_a_metric_of_one_site_of_three_is_nobodys_where_the_study_does_not_name_it():
-    three = told(0.5, 0.6, 0.7) | {1: Told(10, {"loss": 6.0, "made_up": 10.0, "accuracy": 5.0})}
+    three = told(0.5, 0.6, 0.7) | {1: SiteTotals(10, {"loss": 6.0, "made_up": 10.0, "accuracy": 5.0})}
     assert doubts(three, RANGES) == {(1, "made_up"): ALONE}
     assert doubts(three, (), ("made_up",)) == {(1, "accuracy"): ALONE}
     assert not doubts({at: three[at] for at in (0, 1)}, RANGES)
@@ -74,8 +74,11 @@ def test_a_metric_of_one_site_of_three_is_nobodys_where_the_study_does_not_name_
 @pytest.mark.parametrize(
     ("fields", "found"),
     [
-        ({"examples": 3, "loss": 1.5}, Told(3, {"loss": 1.5})),
-        ({"examples": 3, "loss": 1, "weight": 9.0, "data": "f0", "loss.weight": 2.0}, Told(3, {"loss": 1.0})),
+        ({"examples": 3, "loss": 1.5}, SiteTotals(3, {"loss": 1.5})),
+        (
+            {"examples": 3, "loss": 1, "weight": 9.0, "data": "f0", "loss.weight": 2.0},
+            SiteTotals(3, {"loss": 1.0}),
+        ),
         (
             {"examples": 6, "loss": 1.5},
             "its reply is of 6 examples, and it said before the first round that it has 5",

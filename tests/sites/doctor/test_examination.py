@@ -181,7 +181,7 @@ def test_a_fit_site_passes_everything(made, capsys):
     assert {what for what, one in found.items() if not one.fine} == {"network"} and found[
         "network"
     ].fine is None
-    assert found["clock"].said == "+5 s off"
+    assert found["clock"].message == "+5 s off"
     assert main(["doctor", str(made / "site.toml")]) == 0 and "ready to join" in capsys.readouterr().out
 
 
@@ -191,7 +191,7 @@ def test_one_thing_wrong_is_found_by_its_check_and_by_no_other(name, site):
     spoil(site)
     wrong = [one for one in examine(site / "site.toml") if one.fine is False]
     assert [one.what for one in wrong] == where.split(), wrong
-    assert all(re.search(said, one.said) for one in wrong), wrong
+    assert all(re.search(said, one.message) for one in wrong), wrong
 
 
 def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
@@ -210,17 +210,17 @@ def test_what_is_too_little_or_too_far_off_or_out_of_reach(site):
         ),
     ):
         wrong = [one for one in examine(site / "site.toml", replace(settings, **change)) if one.fine is False]
-        assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].said)
+        assert [one.what for one in wrong] == [where] and re.search(said, wrong[0].message)
     (started,) = [
         one for one in examine(site / "site.toml", replace(settings, environment={})) if one.what == "started"
     ]
     assert (
         started.fine is None
-        and "start Ray with `fedjax-core node" in started.said
-        and "for `ray start` set FEDJAX_CORE_SITE" in started.said
+        and "start Ray with `fedjax-core node" in started.message
+        and "for `ray start` set FEDJAX_CORE_SITE" in started.message
     )
     wrong = {
-        one.what: one.said
+        one.what: one.message
         for one in examine(site / "site.toml", replace(settings, address=address))
         if one.fine is False
     }
@@ -239,7 +239,7 @@ def test_bad_records_that_the_policy_leaves_out_are_no_fault(site):
     )
     edit(site / "policy.toml", "^paused", "max_bad_share = 0.5\npaused")
     found = {one.what: one for one in examine(site / "site.toml")}
-    assert found["task"].fine and "4 bad records left out" in found["task"].said and found["data"].fine
+    assert found["task"].fine and "4 bad records left out" in found["task"].message and found["data"].fine
 
 
 def test_a_file_that_is_none_ends_with_one_and_says_so(site, capsys):

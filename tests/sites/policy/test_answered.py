@@ -22,7 +22,7 @@ from fedjax_core.sites.policy import Caps, Evaluation, Policy
 from fedjax_core.sites.policy import answered as module
 from fedjax_core.sites.policy.answered import UNTRAINED, Answered, Question
 from fedjax_core.sites.policy.privacy_ledger import Ledger
-from fedjax_core.sites.protocol.request import About, Requests, addresses
+from fedjax_core.sites.protocol.request import Requests, RunContext, addresses
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site.time_limit import StepLog
 from fedjax_core.sites.site_file import SiteFile
@@ -274,20 +274,20 @@ class Hospital:
         )
 
     def training(self, params, number=0, uplink=None, **fields):
-        about = About(self.state, np.zeros(1, np.int32))
+        context = RunContext(self.state, np.zeros(1, np.int32))
         body = {"message": params, "uplink": self.state.uplink[0] if uplink is None else uplink}
         return self.requests.write(
-            "train", number, to=["charite"], about=about, draws=True, body=body, fields=fields
+            "train", number, to=["charite"], context=context, draws=True, body=body, fields=fields
         )
 
     def train(self, params, number=0, **fields):
         return self.ask(self.training(params, number, **fields)).header
 
     def evaluate(self, params, number=0, **fields):
-        about = About(self.state, np.zeros(1, np.int32))
+        context = RunContext(self.state, np.zeros(1, np.int32))
         return self.ask(
             self.requests.write(
-                "evaluate", number, to=["charite"], about=about, body={"params": params}, fields=fields
+                "evaluate", number, to=["charite"], context=context, body={"params": params}, fields=fields
             )
         ).header
 

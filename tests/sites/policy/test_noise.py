@@ -193,7 +193,7 @@ def test_one_account_of_two_studies_of_an_institution_counts_both(tmp_path):
     for ledger, round in ((one, 0), (two, 1), (one, 2)):
         with ledger.alone():
             told = ledger.add(f"run/{round}/0", NOISE, f"{round:x}", asked(round))
-        assert told == (round + 1) * (2 / NOISE) ** 2 == one.told == two.told
+        assert told == (round + 1) * (2 / NOISE) ** 2 == one.privacy_loss == two.privacy_loss
     assert json.loads((tmp_path / "account" / "told.json").read_text())["told"] == told
     (tmp_path / "account" / "told.json").unlink()
     with pytest.raises(ValueError, match="there is none: restore"):

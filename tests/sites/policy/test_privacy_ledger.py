@@ -85,25 +85,31 @@ def test_what_may_be_asked_again_is_known_however_long_ago_it_was(tmp_path):
 
 def test_each_update_counts_once_over_restarts(tmp_path):
     ledger = Ledger(tmp_path)
-    assert ledger.after("run/0/0", NOISE) == (2 / NOISE) ** 2 and ledger.told == 0
+    assert ledger.after("run/0/0", NOISE) == (2 / NOISE) ** 2 and ledger.privacy_loss == 0
     for round in range(100):
         ledger.add(f"run/{round}/0", NOISE, f"{round:x}", asked(round))
-    assert ledger.told == pytest.approx(100 * (2 / NOISE) ** 2)
+    assert ledger.privacy_loss == pytest.approx(100 * (2 / NOISE) ** 2)
     again = Ledger(tmp_path)
-    assert again.told == ledger.told == again.after("run/99/0", NOISE) == again.after("run/99/0", NOISE, "63")
-    before = ledger.told
+    assert (
+        again.privacy_loss
+        == ledger.privacy_loss
+        == again.after("run/99/0", NOISE)
+        == again.after("run/99/0", NOISE, "63")
+    )
+    before = ledger.privacy_loss
     assert again.add("run/99/0", NOISE, "63", asked(99)) == before  # the same bits tell nothing new
     assert again.add("run/99/0", NOISE, "64", asked(99)) == before + (2 / NOISE) ** 2  # others do
-    assert ledger.told == again.told  # which an account of several sites' files shares
-    # long forgotten: counted again rather than not
-    assert Ledger(tmp_path).after("run/0/0", NOISE) > again.told
+    assert ledger.privacy_loss == again.privacy_loss  # which an account of several sites' files shares
+    assert (
+        Ledger(tmp_path).after("run/0/0", NOISE) > again.privacy_loss
+    )  # long forgotten: counted again rather than not
 
 
 def test_a_ledger_that_is_gone_is_made_of_the_audit_and_a_damaged_one_is_refused(tmp_path):
     with Log(tmp_path / "audit", SiteKey.make("charite")) as log:
         for told in (0.25, 0.5, None):
             log.record("charite", "left", about={"kind": "update"} | ({} if told is None else {"told": told}))
-    assert Ledger(tmp_path).told == 0.5 and Ledger(None).told == 0
+    assert Ledger(tmp_path).privacy_loss == 0.5 and Ledger(None).privacy_loss == 0
     for text in (
         "",
         "{}",
@@ -124,14 +130,15 @@ def test_what_was_told_stays_told_whoever_puts_an_older_file_there_or_prunes_the
         for i in range(3):
             log.record("charite", "left", about={"told": ledger.add(f"run/{i}/0", NOISE, "ab", asked(i))})
             files.append(path.read_bytes())
-        told = ledger.told
+        told = ledger.privacy_loss
         path.write_bytes(files[0])
-        assert Ledger(tmp_path).told == told
+        assert Ledger(tmp_path).privacy_loss == told
         path.unlink()
-        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
+        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).privacy_loss == told
         log.record("charite", "opened")
-        # the entry that said so is gone, too
-        assert prune(log, before=time.time()) is not None and Ledger(tmp_path).told == told
+        assert (
+            prune(log, before=time.time()) is not None and Ledger(tmp_path).privacy_loss == told
+        )  # the entry that said so is gone, too
 
 
 def sites(folder, limit, more=""):

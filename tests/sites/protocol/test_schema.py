@@ -14,7 +14,7 @@ from fedjax_core.sites.coordinator.units import far
 from fedjax_core.sites.doctor.examination import Settings, examine
 from fedjax_core.sites.doctor.expected import Expected
 from fedjax_core.sites.federation import Federation
-from fedjax_core.sites.protocol.schema import columns, difference, items_of, said
+from fedjax_core.sites.protocol.schema import as_fields, columns, difference, items_of
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 
@@ -93,13 +93,13 @@ def test_the_order_of_a_dictionary_is_nothing(composed):
 def test_thousands_of_names_fit_a_message_and_the_rest_is_told_by_the_digest():
     names = [f"gene {i} of {'x' * 20}" for i in range(20_000)]
     here, there = (
-        said(items_of({"x": "float32[20000]"}, {"x": of}))
+        as_fields(items_of({"x": "float32[20000]"}, {"x": of}))
         for of in (names, [*names[:-2], names[-1], names[-2]])
     )
     assert len(here) <= 40 and sum(len(str(line)) for line in here.values()) < 50_000
     assert difference("charite", here, "mayo", here) is None
     assert "beyond the first" in difference("charite", here, "mayo", there)
-    early = said(items_of({"x": "float32[20000]"}, {"x": [names[1], names[0], *names[2:]]}))
+    early = as_fields(items_of({"x": "float32[20000]"}, {"x": [names[1], names[0], *names[2:]]}))
     assert difference("charite", here, "mayo", early).startswith("charite has 'x: gene 0 of")
     for broken in (
         {"schema": "1"},
@@ -138,7 +138,7 @@ def test_a_column_more_is_no_difference_of_its_neighbours(here, there, said):
 
 
 def fields(columns):
-    return said(items_of(columns, {}))
+    return as_fields(items_of(columns, {}))
 
 
 def test_another_unit_at_one_site_is_named_before_the_first_round(composed, caplog, tmp_path):
@@ -217,5 +217,5 @@ def test_the_doctor_compares_features_with_those_of_the_study(composed, tmp_path
         if not fine:
             assert (
                 "this site has 'x: weight' where the study has 'x: age': the same features in another order"
-                in finding.said
+                in finding.message
             )

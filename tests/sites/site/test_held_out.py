@@ -135,7 +135,7 @@ def test_the_sites_own_column_goes_before_the_draw(composed):
     np.testing.assert_array_equal(data.raw.columns["x"], np.delete(own[0]["x"], np.s_[::3], axis=0))
     assert (
         list(data.raw.columns) == ["x", "y"]
-        and sum(data.asked.per_class.values()) == 8 == data.asked.examples
+        and sum(data.base_request.per_class.values()) == 8 == data.base_request.examples
     )
 
 
@@ -210,7 +210,7 @@ def test_a_minimum_of_examples_is_also_of_those_held_out(composed, tmp_path):
         policy.write_text(text.format(least))
         (finding,) = [one for one in examine(tmp_path / "site.toml") if one.what == "labels"]
         assert finding.fine is fine and (
-            fine or "8 examples are held out, and the policy asks for 9" in finding.said
+            fine or "8 examples are held out, and the policy asks for 9" in finding.message
         )
         with federation(composed, [SiteFile(name="oslo", data=plain(people(2)), policy=policy)]) as fed:
             crossed = fed.cross_evaluate({"first": fed.init(jax.random.key(0)).params})

@@ -19,7 +19,7 @@ from fedjax_core.sites.audit import show
 from fedjax_core.sites.federation import Rules
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport import ray_actors
-from fedjax_core.sites.transport.ray_actors import RayTransport, _Asked, _no_place
+from fedjax_core.sites.transport.ray_actors import RayTransport, _ActorReply, _no_place
 from fedjax_core.sites.transport.ray_security import InsecureRay
 from fedjax_core.sites.wire.identity import SiteKey
 from tests.experiments.golden import STEPS, heart_disease, read
@@ -129,7 +129,7 @@ def test_a_wait_is_for_all_of_rays_replies_and_for_what_else_is_under_way(monkey
         return ready, [ref for ref in refs if ref not in ready]
 
     monkeypatch.setattr(ray, "wait", wait)
-    transport, a, b, other = object.__new__(RayTransport), _Asked("a"), _Asked("b"), Future()
+    transport, a, b, other = object.__new__(RayTransport), _ActorReply("a"), _ActorReply("b"), Future()
     assert transport.wait([a, b], 9.0) == {b} and 8.9 < looks.pop() <= 9.0
     assert transport.wait([a, b], 9.0) == {b} and looks.pop() > 8.9, "it may be asked for twice"
     assert transport.wait([a], 0.0) == set() and looks == [0.0], "without time there is one look"
