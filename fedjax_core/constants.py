@@ -93,14 +93,14 @@ def remembered(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(f: Callable[P, T]) -> Callable[P, T]:
         usual = lru_cache(maxsize=maxsize)(f)
 
-        def cached(of: Any, *rest: Any) -> Any:
+        def cached(of: Any, *rest: Any, **named: Any) -> Any:
             constants = (of.algorithm.task if hasattr(of, "algorithm") else of).constants
             if not constants:
-                return usual(of, *rest)
+                return usual(of, *rest, **named)
             kept = constants[-1]._kept
             if cached not in kept:
                 kept[cached] = lru_cache(maxsize=maxsize)(f)
-            return kept[cached](of, *rest)
+            return kept[cached](of, *rest, **named)
 
         cached.cache_clear = usual.cache_clear  # type: ignore[attr-defined]
         return cast(Callable[P, T], wraps(f)(cached))
