@@ -2,13 +2,13 @@
 
     s = version now - version the client began from          x <- server(x, sum_i w_i d(s_i) u_i / sum_i w_i)      over K arrivals
 
-An update is damped by d(s), 1/sqrt(1 + s) unless told otherwise, and one with s above a bound is refused. A
-client begins from the latest model, once from each version, so that (version, client) is the address of all
-its draws: one that is free before the next version waits for it. Nguyen et al., "Federated Learning with
+An update is multiplied by d(s), by default 1/sqrt(1 + s); one with s above a bound is refused. A client
+begins from the latest model, once from each version, so that (version, client) is the address of all its
+draws; a client that is free before the next version waits for it. Nguyen et al., "Federated Learning with
 Buffered Asynchronous Aggregation", AISTATS 2022.
 
-What must outlive a crash is in the `State`: who began from which version, and the last models, so that what
-was under way begins again. The same order of arrivals then gives the same bits.
+The `State` holds what must outlive a crash: who began from which version, and the last models. After a crash
+unfinished work begins again, and the same order of arrivals gives the same bits.
 
 >>> Buffer(size=10).damping(3)
 0.5
@@ -34,10 +34,10 @@ def inverse_root(staleness: int) -> float:
 
 @dataclass(frozen=True)
 class Buffer:
-    """How updates are buffered."""
+    """The buffer's settings: its size, the damping, and the oldest update that counts."""
 
     size: int
-    """So many updates make a step of the server (K)."""
+    """The number of updates that make a step of the server (K)."""
     damping: Callable[[int], float] = inverse_root
     """staleness -> the factor of an update."""
     max_staleness: int = 10
@@ -56,7 +56,7 @@ class Buffer:
 
 
 class InFlight(NamedTuple):
-    """Who is at work, from which model."""
+    """The clients at work, and the models that they began from."""
 
     started: Array  # [N] int32: the version that a client at work began from, -1 for one that is free
     last: Array  # [N] int32: the last version that it began from, -1 before its first
@@ -64,8 +64,8 @@ class InFlight(NamedTuple):
 
 
 def free_clients(cohort: Any, population: int) -> np.ndarray:
-    """[K] int32: who begins when free; raises where some of the cohort would count several times, as without
-    rounds nobody does."""
+    """[K] int32: the cohort's clients, who begin when free; raises for one drawn several times, as without
+    rounds none can count twice."""
     clients, counts = as_cohort(cohort, population)
     if (counts != 1).any():
         raise ValueError(
@@ -76,7 +76,7 @@ def free_clients(cohort: Any, population: int) -> np.ndarray:
 
 
 def idle(population: int, message: Message, buffer: Buffer) -> InFlight:
-    """Before the first step."""
+    """The bookkeeping before the first step: no client is at work."""
     none = jnp.full(population, -1, jnp.int32)
     return InFlight(
         none,
@@ -86,7 +86,7 @@ def idle(population: int, message: Message, buffer: Buffer) -> InFlight:
 
 
 def store_model(models: Any, version: int, message: Message) -> Any:
-    """The models with that of this version, in the place of the oldest."""
+    """The models with this version's message in place of the oldest."""
     return _put(models, np.int32(version % len(jax.tree.leaves(models)[0])), message)
 
 

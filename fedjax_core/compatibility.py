@@ -1,4 +1,4 @@
-"""Which pieces of a round go together, by what they say of themselves: no shapes are looked at.
+"""Checks that the pieces of a round go together, by what they declare; shapes are not looked at.
 
 an Exchange says       how its reports may meet (`reports`), in how many `slots`, how much `work` it is
 an Aggregator says     whether it is `linear`, and whether it `keeps` and `gives` every report
@@ -14,7 +14,7 @@ from fedjax_core.work import Work
 
 
 def reporting(algorithm: Algorithm) -> list[Exchange]:
-    """The exchanges in which clients report; none of what is no tuple of exchanges."""
+    """The exchanges in which clients report; empty where `exchanges` is no tuple of exchanges."""
     exchanges: Any = algorithm.exchanges
     usable = exchanges if isinstance(exchanges, tuple) and not isinstance(exchanges, Exchange) else ()
     return [exchange for exchange in usable if isinstance(exchange, Exchange) and exchange.update is not None]
@@ -44,7 +44,7 @@ def check_exchanges(algorithm: Algorithm) -> None:
 
 
 def check_meeting(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator) -> None:
-    """Raises where reports of the algorithm cannot meet by this aggregator, or not past this uplink."""
+    """Raises where this aggregator or this uplink cannot combine reports as the algorithm needs it."""
     for e, exchange in enumerate(algorithm.exchanges):
         what = f"what clients report in exchange {e} of {algorithm.name}"
         if exchange.reports not in ("any", "mean", "all"):

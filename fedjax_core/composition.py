@@ -40,12 +40,12 @@ def compose(
     aggregator: Aggregator | None = None,
     downlink: Stage | None = None,
 ) -> Round:
-    """The pieces as one Round; raises, naming the piece and the way out, where they do not fit.
+    """Joins the pieces into a Round; raises, naming the piece and the way out, where they do not fit.
 
     Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight, or
-    stacked for an algorithm that needs every one of them. The
-    stage given as `downlink` treats what the server sends: it encodes at the server, which keeps what a
-    client keeps for it on the way up (the residual of `feedback`), and every client expands.
+    stacked for an algorithm that needs every one of them. `downlink` is a stage for the server's messages:
+    the server encodes, and keeps the state that a client keeps on the way up (such as the residual of
+    `feedback`); every client expands.
     """
     uplink, downlink = chain() if uplink is None else uplink, chain() if downlink is None else downlink
     needs_all = isinstance(algorithm, Algorithm) and any(x.reports == "all" for x in reporting(algorithm))
@@ -107,7 +107,7 @@ def check_population(composed: Round, clients: int, what: str) -> None:
 
 
 def _check_address(composed: Round, server: Server) -> None:
-    """Raises where an exchange does not tell each of its clients one row of something."""
+    """Raises unless an exchange's `address` gives one row for each of its clients."""
     for e, exchange in enumerate(composed.algorithm.exchanges):
         if exchange.address is None:
             continue
@@ -120,7 +120,7 @@ def _check_address(composed: Round, server: Server) -> None:
 
 
 def _check_downlink(composed: Round) -> None:
-    """Raises where clients could not read by `expand` alone what the downlink's stage makes of a message."""
+    """Raises where clients could not decode the downlink's messages by `expand` alone."""
     algorithm, stage = composed.algorithm, composed.downlink
     for e, exchange in enumerate(algorithm.exchanges):
         message = jax.eval_shape(
@@ -186,8 +186,8 @@ def _check_shapes(composed: Round) -> None:
 
 
 def _value_shapes(composed: Round, exchange: Exchange, update: Update) -> Update:
-    """The shapes of what reports of this update come to: one of it, one a slot, or one a client of a cohort
-    of one."""
+    """The shapes of the value that reports of this update come to: one, one a slot, or one a client (of a
+    cohort of one)."""
     wide = tree.shapes(tree.wide(update))
     if exchange.reports != "all" and composed.slots == 1:
         return wide
@@ -259,7 +259,7 @@ def _check_stats(stats: Any, e: int, silent: bool) -> None:
 
 
 def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | None) -> State:
-    """The state after the report of a client that is all of its cohort."""
+    """The state after a round whose cohort is one client."""
     one, here, among = (
         jnp.float32(1),
         jnp.ones(1, bool),
@@ -270,7 +270,7 @@ def _conclude_one(composed: Round, e: int, state: State, acc: Any, each: Each | 
 
 
 def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
-    """One update on its way up: (the aggregator's accumulator, the value that comes of it)."""
+    """Sends one update through uplink and aggregator: (the accumulator, the value that comes of it)."""
     uplink, client_state = composed.uplink.init(update), composed.uplink.init_client(update)
     sender, shapes = alone(jax.random.key(0)), tree.shapes(update)
     sent, _ = composed.uplink.encode(uplink, client_state, update, sender)
@@ -288,7 +288,7 @@ def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
 
 
 def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:
-    """Of an exchange in which this one sender is all of the cohort."""
+    """The `Info` of an exchange whose cohort is this one sender."""
     recover, one, here = composed.uplink.recover, jnp.float32(1), sender.here
     recovered = () if recover is None else jax.tree.map(lambda x: x[None], recover(uplink, own, sender, here))
     return Info(one, one, sender.shared, sender.secret, here, here, recovered)
@@ -297,17 +297,16 @@ def _info(composed: Round, uplink: Any, own: Any, sender: Sender) -> Info:
 def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[str, ...]:
     """The names of the metrics of clients' steps and reports, in all exchanges.
 
-    Of `columns` only the shapes matter, and one row is enough.
+    Only the shapes of `columns` matter, and one row is enough.
 
     Raises where one of these, or of the task's evaluation, has a name that means something else, or where a
-    client's is not one number.
+    client's metric is not one number.
     """
     return _inspect_steps(composed, *_rows(columns, batch_size))[0]
 
 
 def protecting_steps(composed: Round, columns: Columns, batch_size: int) -> tuple[bool, ...]:
-    """Of each exchange, whether its steps draw noise that protects a client's examples
-    (`keys.protecting`)."""
+    """Whether each exchange's steps draw noise that protects a client's examples (`keys.protecting`)."""
     return _inspect_steps(composed, *_rows(columns, batch_size))[1]
 
 

@@ -1,4 +1,4 @@
-"""Arrays that a model reads and nobody trains, as arguments of each compiled program and not as a part of its
+"""Arrays that a model reads and nobody trains: arguments of each compiled program instead of a part of its
 text.
 
     task.constants        those that a task reads, with `now`
@@ -27,11 +27,12 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _bound: ContextVar[Mapping[int, Any] | None] = ContextVar("arguments", default=None)
-"""Those of the program that is being traced."""
+"""The constants of the program that is being traced."""
 
 
 class Constants:
-    """A pytree of arrays, with None in the place of what is trained. Two are equal if they are one."""
+    """A pytree of arrays, with None in the place of what is trained. Two are equal only if they are the same
+    object."""
 
     def __init__(self, arrays: Any) -> None:
         self.arrays = jax.tree.map(np.asarray, arrays)
@@ -74,7 +75,7 @@ def compiled(
     donate_argnums: tuple[int, ...] = (),
     **options: Any,
 ) -> Any:
-    """`jax.jit(f)`, in which these constants are arguments; where there are none, it is just that.
+    """`jax.jit(f)` with these constants as arguments; plain `jax.jit(f)` where there are none.
 
     `place` puts the arrays where the program reads them, once; else they lie on the default device.
     """
@@ -84,10 +85,10 @@ def compiled(
 
 
 def remembered(maxsize: int) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """`functools.lru_cache` for a function of a task or a round; what reads constants is kept with these, and
-    gone once they are.
+    """`functools.lru_cache` for a function of a task or a round; a result that reads constants is kept with
+    these, and freed with them.
 
-    Programs and shapes hold the task that they are of, and so its constants, for as long as the cache does.
+    A cached program or shape holds its task, and so the task's constants.
     """
 
     def decorate(f: Callable[P, T]) -> Callable[P, T]:

@@ -48,14 +48,14 @@ _AT_ONCE = 16  # models made side by side
 
 
 class Scores(NamedTuple):
-    """What each client contributes, and how sure that is."""
+    """Each client's contribution, and its standard error."""
 
     score: np.ndarray  # [K] float64
     standard_error: np.ndarray  # [K] float64; zeros where all coalitions were tried
 
 
 def shapley(value: Value, clients: int, *, permutations: int | None = None, seed: int = 0) -> Scores:
-    """The Shapley value of each of so many clients: exact, or the mean over random orders, which `seed`
+    """The Shapley value of each of this many clients: exact, or the mean over random orders, which `seed`
     draws.
 
     Raises ValueError for more than 12 clients without `permutations`, and for fewer than two of these.
@@ -82,13 +82,13 @@ def shapley(value: Value, clients: int, *, permutations: int | None = None, seed
 
 
 def leave_one_out(value: Value, clients: int) -> np.ndarray:
-    """What the value of all loses without each of so many clients, [K] float64."""
+    """The loss in value without each of this many clients, [K] float64."""
     worth = _worth(value, np.vstack([np.ones((1, clients), bool), ~np.eye(clients, dtype=bool)]))
     return worth[0] - worth[1:]
 
 
 def of_round(composed: Round, before: State, visits: Visits, utility: Callable[[Params], Array]) -> Value:
-    """What coalitions of a round's clients are worth: the utility of the model, had they alone reported.
+    """The worth of coalitions of a round's clients: the utility of the model, had they alone reported.
 
     `before` is the state that the round began with, `visits` what `Simulator.inspect` gave of it, with
     updates and weights. `utility` is a function of JAX from parameters to a number. The server's optimiser,

@@ -69,13 +69,13 @@ def describe(value: Any) -> dict[str, Scalar]:
 
 
 def identity(value: Any) -> str:
-    """32 hexadecimal digits that two processes share where they describe the value alike, and have the same
-    code for it.
+    """32 hexadecimal digits, equal in two processes that describe the value alike and have the same code for
+    it.
 
     Code counts by the files of its package and of what these import (sources.py); code that lies in no such
     file, as that of a notebook, by its instructions, which another version of Python writes differently. What
     fedjax_core's own functions close over counts by where it stands in them, not by its name (places.py), and
-    its code by its version, which whoever asks adds.
+    its code by its version, which the caller adds.
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)
@@ -103,8 +103,8 @@ class _Walk:
     short."""
 
     def __init__(self, by_files: bool = False) -> None:
-        """`by_files`: code that lies in a package's files is left out, for whoever takes the files of
-        `packages` instead."""
+        """`by_files`: leaves out code in a package's files, for a caller who takes the files of `packages`
+        instead."""
         self.found: dict[str, Scalar] = {}
         self.packages: set[str] = set()
         self._by_files = by_files
@@ -223,7 +223,7 @@ class _Walk:
 
 
 def _is_own(kind: type, *but: str) -> bool:
-    """Whether it is a user's own class, and of nothing but such, and of classes of these modules."""
+    """Whether it is a user's own class, with no bases but such ones and classes of these modules."""
     return all(
         one is object or one.__module__ in but or not sources.is_library(one.__module__)
         for one in kind.__mro__

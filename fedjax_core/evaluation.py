@@ -1,5 +1,5 @@
-"""What an evaluation found: each metric pooled over all examples and client by client, or model by model at
-every site.
+"""The results of an evaluation: each metric pooled over all examples and client by client, or model by model
+at every site.
 
 A client or site that does not tell a metric, or whose sum is not finite, is left out of the pooled value and
 named with the reason."""
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NOT_TOLD, NOT_FINITE = "it does not tell it", "it is not finite there"
-"""Why a client or a site is not in a pooled value."""
+"""Reasons why a client or a site is not in a pooled value."""
 
 
 class Evaluation(NamedTuple):
-    """Every metric as a person reads it, {name: value}."""
+    """The metrics of one model, {name: value}: pooled, and client by client."""
 
     pooled: dict[str, float]  # over all examples of those who tell it; NaN where nobody does
     clients: dict[str, np.ndarray]  # [N] float64, over each client's examples; NaN for a client with none
@@ -30,8 +30,8 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class CrossEvaluation:
-    """Every model at every site; prints as a table of the first metric. A site that did not answer is a hole,
-    with its reason."""
+    """The metrics of every model at every site; prints as a table of the first metric. A site that did not
+    answer is a hole, with its reason."""
 
     models: tuple[str, ...]  # M
     sites: tuple[str, ...]  # S
@@ -58,7 +58,7 @@ class CrossEvaluation:
         )
 
     def table(self, metric: str) -> str:
-        """Models down, sites across, the pooled value last; `-` for a hole, of which the reasons follow."""
+        """Models down, sites across, the pooled value last; `-` for a hole, with the reasons below."""
         values = np.column_stack([self.values(metric), self.pooled(metric)])
         rows = [[f"{metric} of", *self.sites, "pooled"]]
         rows += [
@@ -84,7 +84,7 @@ class CrossEvaluation:
         return self.table(next(iter(self.totals))) if self.totals else "no site answered"
 
     def _doubts(self, metric: str, model: str) -> dict[int, str]:
-        """{position of a site: why what it tells of the model does not count}."""
+        """{position of a site: why its value of the metric for the model does not count}."""
         named = {
             position: self.without.get((metric, model, site)) for position, site in enumerate(self.sites)
         }
@@ -99,11 +99,11 @@ class CrossEvaluation:
 def pool(
     ids: Any, sizes: np.ndarray, total: np.ndarray, doubts: Mapping[int, str] | None = None
 ) -> tuple[float, dict[str, str]]:
-    """(the mean of a metric over the examples of those whose sum counts, {who has examples and is not among
-    these: why}).
+    """(the mean of a metric over the examples of clients whose sum counts, {a client with examples that is
+    left out: why}).
 
-    `ids` [N] are their names, and `total` [N] the sums over `sizes` [N] examples; `doubts`: why not, by
-    position, of those who are not to count whatever they tell.
+    `ids` [N] are the clients' names, and `total` [N] the sums over `sizes` [N] examples; `doubts`: {position
+    of a client that is not to count: why}.
 
     >>> pool(["a", "b", "c"], np.array([1, 3, 2]), np.array([2.0, 6.0, np.nan]))
     (2.0, {'c': 'it is not finite there'})
@@ -124,10 +124,10 @@ def crossed(
     results: Mapping[tuple[int, int], tuple[int, Mapping[str, float]] | str],
     doubts: Mapping[tuple[int, int, str], str] | None = None,
 ) -> CrossEvaluation:
-    """The table of what was found: {(model, site): (examples, sums of the metrics), or the reason why there
+    """The table of these results: {(model, site): (examples, sums of the metrics), or the reason why there
     are none}.
 
-    `doubts`: (model, site, metric) -> why what the site tells is not to count in the pooled value.
+    `doubts`: (model, site, metric) -> why the site's value is not to count in the pooled value.
     """
     shape, totals, counts = (
         (len(models), len(sites)),

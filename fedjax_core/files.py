@@ -1,6 +1,6 @@
 """Files of one owner: written whole or not at all, and for nobody else of the machine to read.
 
-Whatever dies while a file is written, there is the old one or the new one, never half of either. What is
+After a crash while a file is written, there is the old one or the new one, never half of either. What is
 written here may hold records of patients, or what was computed from them. So files have mode 0600 and folders
 0700 from the moment that they are made, whatever the umask, and the umask of the process stays as it is.
 
@@ -38,7 +38,7 @@ log = logging.getLogger("fedjax_core")
 
 FILE, FOLDER = 0o600, 0o700
 _LACKING = (errno.ENOLCK, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOTTY)
-"""What a file system answers that lacks what it was asked for."""
+"""The errors of a file system that lacks the operation asked for."""
 
 
 def cache_folder() -> Path:
@@ -58,13 +58,12 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(path, ..., opener=opener)`: a file that is made by that is for its owner alone."""
+    """The opener for `open(path, ..., opener=opener)`: a file that it creates is for its owner alone."""
     return os.open(path, flags, FILE)
 
 
 def write_whole(path: Path, data: str | bytes, *, private: bool = True) -> None:
-    """Puts the data where the file is or is to be; they are on the disk when this returns. Text is written as
-    UTF-8.
+    """Writes a file whole or not at all; the data is on the disk when this returns. Text is written as UTF-8.
 
     The file is for its owner alone; without `private` it is as the umask says.
     """
@@ -78,19 +77,18 @@ def write_whole(path: Path, data: str | bytes, *, private: bool = True) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Takes from everybody but the owner what they may do with a file or folder, and with all that is in
-    it."""
+    """Removes the rights of everybody but the owner on a file, or on a folder and all that is in it."""
     for one in (path, *path.rglob("*")):
         if not one.is_symlink():
             one.chmod(stat.S_IMODE(one.stat().st_mode) & FOLDER)
 
 
 def open_to_others(path: Path) -> Iterator[Path]:
-    """Of a folder and all that is in it, or of a file: what others may read or write. What is in a closed
-    folder they cannot get at.
+    """Yields what others may read or write: a file, or a folder and what is in it. What is in a closed folder
+    they cannot get at.
 
-    The group of a file counts where the file is this user's own: to others' files it may be by the group that
-    this user is let in."""
+    Rights of the group count on this user's own files only: on others' files they may be what lets this user
+    in."""
     status = path.stat()
     others = 0o077 if status.st_uid == os.geteuid() else 0o007
     mode = stat.S_IMODE(status.st_mode) & others
@@ -103,9 +101,9 @@ def open_to_others(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Has on the disk which files the folder has: what was made, renamed or removed in it.
+    """Writes a folder's list of files to the disk: what was made, renamed or removed in it.
 
-    Does nothing where the file system cannot do that for a folder, as those of Windows shares.
+    Does nothing where the file system cannot do that for a folder, as on Windows shares.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -151,8 +149,8 @@ def read_text(path: str | os.PathLike[str]) -> str:
 def read_private(path: str | os.PathLike[str], what: str = "it") -> bytes:
     """The bytes of a key or token; raises PermissionError where others than its user could have read them.
 
-    A file of root that only root and a group of this process may read is taken too: so containers are given
-    secrets."""
+    A file of root that only root and a group of this process may read is taken too: containers get secrets
+    so."""
     with open(path, "rb") as file:
         status = os.fstat(file.fileno())
         mode = stat.S_IMODE(status.st_mode)

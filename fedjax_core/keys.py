@@ -41,85 +41,86 @@ def check(key: Any) -> None:
 
 
 def init(key: Key) -> Key:
-    """For the first parameters."""
+    """The key for the first parameters."""
     return _fold(key, _INIT)
 
 
 def server(key: Key, round: Array | int, exchange: int) -> Key:
-    """For what the stages draw at the server in one exchange of a round (noise added to a sum)."""
+    """The key for what the stages draw at the server in one exchange of a round (noise added to a sum)."""
     return _fold(key, _SERVER, round, exchange)
 
 
 def broadcast(key: Key, round: Array | int, exchange: int) -> Key:
-    """For what the server draws to encode its message of one exchange of a round."""
+    """The key for what the server draws to encode its message of one exchange of a round."""
     return _fold(key, _BROADCAST, round, exchange)
 
 
 def aggregate(key: Key, round: Array | int, exchange: int) -> Key:
-    """For what an aggregator draws in one exchange of a round."""
+    """The key for what an aggregator draws in one exchange of a round."""
     return _fold(key, _AGGREGATE, round, exchange)
 
 
 def update(key: Key, round: Array | int, exchange: int) -> Key:
-    """For what an algorithm's `update` draws at the server in one exchange of a round (a coin)."""
+    """The key for what an algorithm's `update` draws at the server in one exchange of a round (a coin)."""
     return _fold(key, _UPDATE, round, exchange)
 
 
 def shared(key: Key, round: Array | int, exchange: int) -> Key:
-    """For what all clients of an exchange draw alike, and the server with them."""
+    """The key for what all clients of an exchange draw alike, and the server with them."""
     return _fold(key, _SHARED, round, exchange)
 
 
 def pair(key: Key, round: Array | int, exchange: int, one: Array, other: Array) -> Key:
-    """For what two clients, at these addresses ([2] uint32), draw alike in one exchange: the same whichever
-    comes first."""
+    """The key for what two clients, at these addresses ([2] uint32), draw alike in one exchange, in either
+    order."""
     first = jnp.where(one[0] == other[0], one[1] < other[1], one[0] < other[0])
     low, high = jnp.where(first, one, other), jnp.where(first, other, one)
     return _fold(key, _PAIR, round, exchange, low[0], low[1], high[0], high[1])
 
 
 def server_secret(key: Key, round: Array | int, exchange: int) -> Key:
-    """For noise that the server adds, in a simulation: real coordinators draw it by a secret of their own."""
+    """The key for noise that the server adds, in a simulation; real coordinators draw it by a secret of their
+    own."""
     return _fold(server(key, round, exchange), _SECRET)
 
 
 def client(key: Key, round: Array | int, id: Array) -> Key:
-    """For one client in one round; `id` is [2] uint32, the client's address (`Clients.addresses`)."""
+    """The key for one client in one round; `id` is [2] uint32, the client's address (`Clients.addresses`)."""
     return _fold(key, _CLIENT, round, id[0], id[1])
 
 
 def begin(client_key: Key, exchange: int) -> Key:
-    """For a client's beginning of an exchange."""
+    """The key for a client's beginning of an exchange."""
     return _fold(client_key, _BEGIN, exchange)
 
 
 def step(client_key: Key, exchange: int, t: Array | int) -> Key:
-    """For a client's local step `t` of an exchange."""
+    """The key for a client's local step `t` of an exchange."""
     return _fold(client_key, _STEP, exchange, t)
 
 
 def encode(client_key: Key, exchange: int) -> Key:
-    """For what a client draws to encode its report (stochastic rounding)."""
+    """The key for what a client draws to encode its report (stochastic rounding)."""
     return _fold(client_key, _ENCODE, exchange)
 
 
 def secret(client_key: Key, exchange: int) -> Key:
-    """For noise that a client adds, in a simulation: real sites draw it by a secret of their own."""
+    """The key for noise that a client adds, in a simulation; real sites draw it by a secret of their own."""
     return _fold(client_key, _SECRET, exchange)
 
 
 def protecting(key: Key) -> Key:
-    """The same key, of a local step, for noise that protects the client's examples.
+    """A local step's key, marked for noise that protects the client's examples.
 
-    It marks the step in its jaxpr: a real site then draws all of the step by a secret of its own, where a
-    simulation has the run's key."""
+    The mark is in the step's jaxpr: a real site then draws all of the step by a secret of its own, a
+    simulation by the run's key."""
     return jax.random.wrap_key_data(
         checkpoint_name(jax.random.key_data(key), _MARK), impl=jax.random.key_impl(key)
     )
 
 
 def protects(jaxpr: Any) -> bool:
-    """Whether a step with this jaxpr draws noise by a key that is `protecting`."""
+    """Whether a step with this jaxpr draws noise by a `protecting` key."""
     return any(
         (eqn.primitive.name == "name" and eqn.params["name"] == _MARK)
         or any(protects(inner) for inner in _inner(list(eqn.params.values())))

@@ -1,5 +1,4 @@
-"""kNN-Per: each client asks the global model, and its own examples that look most alike to it, and mixes the
-answers.
+"""kNN-Per: each client mixes the global model's prediction with the labels of its own most similar examples.
 
     p(c | z) = mix p_near(c | z) + (1 - mix) softmax(model)_c
     p_near(c | z) ~ sum over the k nearest z' of the client's own examples of [y' = c] exp(-|z - z'| / bandwidth)

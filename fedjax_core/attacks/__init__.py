@@ -1,4 +1,5 @@
-"""What clients who lie do, to try rules against: attacks on updates (`attacked`, `mark`) and by data."""
+"""Attacks by lying clients, to test aggregation rules against: on updates (`attacked`, `mark`) and on
+data."""
 
 from fedjax_core.attacks.alie import alie
 from fedjax_core.attacks.base import Attack, attacked, mark

@@ -1,5 +1,5 @@
-"""A little is enough: liars report the honest mean, moved by so few standard deviations that they hide among
-the honest.
+"""A little is enough (ALIE): liars report the honest mean, shifted by few enough standard deviations to hide
+among the honest.
 
     lie = mean + z std        z = Phi^-1((n - f - s) / (n - f)),  s = floor(n / 2) + 1 - f
 
@@ -21,7 +21,7 @@ from fedjax_core.types import Array, Key
 
 
 def deviations(n: Array | int, f: Array | int) -> Array:
-    """How many standard deviations `f` liars of `n` clients can be off."""
+    """The number of standard deviations by which `f` liars among `n` clients can be off."""
     n, f = jnp.asarray(n, jnp.float32), jnp.asarray(f, jnp.float32)
     s = jnp.floor(n / 2) + 1 - f
     return norm.ppf(jnp.clip((n - f - s) / jnp.maximum(n - f, 1), 1e-6, 1 - 1e-6))
@@ -29,7 +29,7 @@ def deviations(n: Array | int, f: Array | int) -> Array:
 
 @with_settings
 def alie(z: float | None = None) -> Attack:
-    """ALIE with `z` standard deviations; without it as many as the numbers of clients and liars allow."""
+    """ALIE with `z` standard deviations; by default as many as the numbers of clients and liars allow."""
 
     def together(rows: Array, liars: Array, here: Array, key: Key) -> Array:
         mean, std = mean_and_std(rows, here & ~liars)

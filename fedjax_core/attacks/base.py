@@ -1,11 +1,11 @@
-"""What an attack is, and a round in which chosen clients carry it out, to see what a rule withstands.
+"""The interface of attacks, and a round in which chosen clients carry one out, to see what a rule withstands.
 
     alone      (update, key) -> update                       what a liar reports, knowing its own update
     together   (rows [K, P], liars [K], here [K], key) -> rows   what all liars report, knowing every report
 
-Who lies is a column of the data, which `mark` adds; so it is the same on every backend. What a liar reports
-alone goes up through the stages, as an honest report does. What liars agree on takes the place of what the
-server read of them, past the stages: they know what these do.
+`mark` adds a column to the data that says who lies, so it is the same on every backend. A lie made alone goes
+through the uplink's stages, as an honest report does. A lie that liars agree on replaces their reports after
+the stages: liars know what the stages do.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, models
@@ -40,7 +40,7 @@ COLUMN = "attacker"
 
 
 class Attack(NamedTuple):
-    """What liars report; of the two halves one or both."""
+    """An attack: what liars report alone, together, or both."""
 
     name: str
     alone: Callable[[Update, Key], Update] | None = None
@@ -62,8 +62,8 @@ class _Local(NamedTuple):
 
 
 def mark(clients: Clients, liars: Any) -> Clients:
-    """The same clients with a column that says of each example whether the clients at these positions have
-    it."""
+    """The clients with one more column: 1 for the examples of the liars, who are at these positions, and else
+    0."""
     chosen = np.zeros(len(clients), np.float32)
     chosen[np.asarray(liars, np.int64)] = 1
     columns = {**clients.columns, COLUMN: np.repeat(chosen, clients.sizes)}
@@ -71,9 +71,9 @@ def mark(clients: Clients, liars: Any) -> Clients:
 
 
 def attacked(composed: Round, attack: Attack) -> Round:
-    """The round in which the clients that `mark` chose report what `attack` says; all else is as it was.
+    """The round in which the clients chosen by `mark` report what `attack` says; all else is unchanged.
 
-    A liar shows itself by its data, so it lies in exchanges in which it looks at some.
+    A liar is known by its data, so it lies only in exchanges that look at data.
     """
     algorithm, uplink = composed.algorithm, composed.uplink
     made = algorithm._replace(
@@ -111,7 +111,7 @@ def _exchange(exchange: Exchange, attack: Attack) -> Exchange:
 
 
 def _past(inner: Stage) -> Stage:
-    """The stage on marked reports, whose marks pass it by."""
+    """The stage for marked reports: it encodes the update and leaves the mark alone."""
 
     def encode(state: Any, own: Any, marked: Marked, sender: Sender) -> tuple[Marked, Any]:
         sent, own = inner.encode(state, own, marked.update, sender)
@@ -134,7 +134,7 @@ def _past(inner: Stage) -> Stage:
 
 
 def _met(inner: Aggregator, attack: Attack) -> Aggregator:
-    """The aggregator on marked reports, those of liars replaced."""
+    """The aggregator for marked reports, with those of liars replaced."""
     kept: Any = of_reports(inner.name, lambda rows, here, weights, key: rows[0])
 
     def prepared(acc: Any, key: Key) -> tuple[Any, Key]:

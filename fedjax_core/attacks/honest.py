@@ -1,4 +1,4 @@
-"""What liars who know every report make use of: of the honest ones their number, mean and spread.
+"""Statistics of the honest reports, for liars who know every report: number, mean and spread.
 
 >>> mean, std = mean_and_std(jnp.array([[1.0], [3.0], [9.0]]), jnp.array([True, True, False]))
 >>> mean.tolist(), std.tolist()
@@ -11,7 +11,7 @@ from fedjax_core.types import Array
 
 
 def count(chosen: Array) -> Array:
-    """How many are chosen: float32."""
+    """The number of chosen clients, float32."""
     return jnp.sum(chosen, dtype=jnp.float32)
 
 

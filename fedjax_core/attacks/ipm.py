@@ -22,7 +22,7 @@ from fedjax_core.types import Array, Key
 
 @with_settings
 def ipm(epsilon: float = 0.5) -> Attack:
-    """Reports `-epsilon` times the mean of the honest."""
+    """Reports `-epsilon` times the mean of the honest reports."""
 
     def together(rows: Array, liars: Array, here: Array, key: Key) -> Array:
         return jnp.broadcast_to((-epsilon * mean_and_std(rows, here & ~liars)[0])[None], rows.shape)

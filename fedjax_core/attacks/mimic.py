@@ -1,4 +1,4 @@
-"""Mimic: all liars report what one honest client does, which then counts as often as they are.
+"""Mimic: all liars copy one honest client, which then counts once more for each of them.
 
 No rule can tell them from clients with the same data; under heterogeneous data the model leans to that
 client's. Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets via Bucketing", ICLR 2022,
@@ -18,7 +18,7 @@ from fedjax_core.types import Array, Key
 
 @with_settings
 def mimic() -> Attack:
-    """Reports what the first honest client of the cohort does."""
+    """Reports the same as the first honest client of the cohort."""
 
     def together(rows: Array, liars: Array, here: Array, key: Key) -> Array:
         return jnp.broadcast_to(rows[jnp.argmax(here & ~liars)][None], rows.shape)

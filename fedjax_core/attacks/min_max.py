@@ -31,13 +31,13 @@ Direction = Literal["unit", "std", "sign"]
 
 @with_settings
 def min_max(direction: Direction = "unit") -> Attack:
-    """As far as no honest client is further from another than the lie is from any."""
+    """Min-max: the lie is no further from any honest report than two honest reports are from each other."""
     return _furthest("min_max", direction, jnp.max)
 
 
 @with_settings
 def min_sum(direction: Direction = "unit") -> Attack:
-    """As far as the lie's squared distances add up to no more than those of some honest client."""
+    """Min-sum: the lie's squared distances add up to no more than those of some honest client."""
     return _furthest("min_sum", direction, jnp.sum)
 
 

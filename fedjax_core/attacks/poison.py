@@ -3,9 +3,9 @@
     label_flip   y -> classes - 1 - y
     backdoor     a share of examples get a trigger, a patch of one value, and the label that the attacker wants
 
-A model with a backdoor is right on clean examples, and gives the wanted label to whatever `with_trigger`
-marks. Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain", 2017;
-Tolpegin et al., "Data Poisoning Attacks Against Federated Learning Systems", ESORICS 2020.
+A model with a backdoor is right on clean examples, and gives the attacker's label to examples that
+`with_trigger` marks. Gu et al., "BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply
+Chain", 2017; Tolpegin et al., "Data Poisoning Attacks Against Federated Learning Systems", ESORICS 2020.
 
 >>> clients = Clients.from_list([{"x": np.zeros((2, 4)), "y": np.array([0, 2])}] * 2)
 >>> label_flip(clients, [1], classes=3).columns["y"].tolist()
@@ -20,7 +20,7 @@ from fedjax_core.data.clients import Clients
 
 
 def label_flip(clients: Clients, liars: Any, classes: int, column: str = "y") -> Clients:
-    """The clients, of which those at these positions have each label y as classes - 1 - y."""
+    """The clients, with each label y of those at these positions changed to classes - 1 - y."""
     labels = np.asarray(clients.columns[column])
     rows = _rows(clients, liars)
     return _with(clients, {column: np.where(rows, classes - 1 - labels, labels).astype(labels.dtype)})
@@ -36,8 +36,8 @@ def backdoor(
     value: float = 1.0,
     seed: int = 0,
 ) -> Clients:
-    """The clients, of which those at these positions have the trigger in a `share` of their examples,
-    labelled `target`."""
+    """The clients, with the trigger in a `share` of the examples of those at these positions, labelled
+    `target`."""
     if not 0 < share <= 1:
         raise ValueError(f"backdoor needs the share of examples with a trigger, 0 < share <= 1, got {share}")
     rows = _rows(clients, liars) & (np.random.default_rng(seed).random(clients.examples) < share)

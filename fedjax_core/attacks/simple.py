@@ -1,9 +1,9 @@
-"""What a liar can do by itself: turn its update round, make it large, or report noise.
+"""Attacks by a liar alone: negate its update, scale it, or report noise.
 
     sign_flip   -scale u        scaling   factor u        gaussian   mean + std N(0, 1), whatever u is
 
-Scaling by n / f is model replacement: the mean of n reports then is what the liars want.
-Bagdasaryan et al., "How to Backdoor Federated Learning", AISTATS 2020, section 4.2.
+Scaling by n / f is model replacement: the mean of n reports is then what the liars want. Bagdasaryan et al.,
+"How to Backdoor Federated Learning", AISTATS 2020, section 4.2.
 
 >>> import jax, jax.numpy as jnp
 >>> scaling(-10.0).alone(jnp.array([1.0, 2.0]), jax.random.key(0)).tolist()
@@ -22,7 +22,7 @@ from fedjax_core.types import Key, Update
 
 @with_settings
 def sign_flip(scale: float = 1.0) -> Attack:
-    """Reports the negated update, so many times as long."""
+    """Reports the update times `-scale`."""
     return Attack("sign_flip", alone=lambda update, key: tree.scale(-scale, update))
 
 
@@ -34,7 +34,7 @@ def scaling(factor: float) -> Attack:
 
 @with_settings
 def gaussian(std: float = 1.0, mean: float = 0.0) -> Attack:
-    """Reports normal numbers in the place of the update."""
+    """Reports normal noise instead of the update."""
 
     def alone(update: Update, key: Key) -> Update:
         structure: Any

@@ -1,4 +1,4 @@
-"""What the stores of client state share: rows that travel with a part of a cohort, and the checks of a store
+"""Shared parts of the client-state stores: rows that travel with a part of a cohort, and checks of a store
 beside the `State`."""
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Carried:
         return kept
 
     def take_back(self, places: np.ndarray, kept: Kept, touched: Array) -> None:
-        """Takes the rows of those at these places who reported."""
+        """Takes the rows of the clients at these places who reported."""
         reported = np.asarray(touched)
 
         def put(into: np.ndarray, rows: Array) -> None:
@@ -40,7 +40,7 @@ class Carried:
 
 
 def check_round(stored: int, round: int) -> None:
-    """Raises where the rows stored are not those of a state of this round."""
+    """Raises unless the stored rows belong to a state of this round."""
     if stored != round:
         raise ValueError(
             f"this state is of round {round}, but what clients keep is of round {stored}: with client_state= on the host "
@@ -49,11 +49,11 @@ def check_round(stored: int, round: int) -> None:
 
 
 def saved_shapes(first: Own, touched: int) -> dict[str, Any]:
-    """The shapes of what a store saves where so many clients have a row, each like `first`."""
+    """The shapes of what a store saves for `touched` clients, whose rows are each like `first`."""
     rows = jax.tree.map(lambda x: np.broadcast_to(x, (touched, *x.shape)), first)
     return {"round": np.int64(0), "who": np.zeros(touched, np.int64), "rows": rows}
 
 
 def first_row(clients: Any) -> Own:
-    """The first of the rows [1, ...] of a new state, on the host: all begin like it."""
+    """The one row [1, ...] of a new state, on the host: all clients begin with it."""
     return jax.tree.map(lambda x: np.asarray(x[0]), clients)

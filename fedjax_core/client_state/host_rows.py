@@ -28,7 +28,7 @@ class HostRows:
     in memory."""
 
     fresh_rows = 1
-    """How many rows a new state is made with: the one that all begin like."""
+    """The number of rows that a new state is made with: one, with which all clients begin."""
 
     def __init__(self, first: Own, population: int, folder: Path | None = None) -> None:
         self.population, self.folder, self.round = population, folder, 0
@@ -49,12 +49,12 @@ class HostRows:
 
     @property
     def touched(self) -> int:
-        """How many clients have a row of their own."""
+        """The number of clients that have a row of their own."""
         self._settle()
         return int(self._written.sum())
 
     def begin(self, state: State) -> tuple["HostRows", State]:
-        """(the store of a new state, in this one's place; that state with it)."""
+        """(a store for a new state, which replaces this one; that state with it)."""
         rows = HostRows(first_row(state.clients), self.population, self.folder)
         return rows, state._replace(clients=rows)  # type: ignore[arg-type]
 
@@ -71,7 +71,7 @@ class HostRows:
         )
 
     def write(self, clients: np.ndarray, rows: Own, round: int) -> None:
-        """The rows of these clients are now these, [at least K, ...], after `round` rounds; fetched from the
+        """Stores the rows [at least K, ...] of these clients after `round` rounds; fetches them from the
         device when next needed."""
         self._settle()
         self._pending, self.round = (clients, rows), round
@@ -85,16 +85,16 @@ class HostRows:
         return self.read(clients)
 
     def rows_on_device(self, clients: int) -> int:
-        """How many rows are on the device where so many clients take part in a dispatch."""
+        """The number of rows on the device for a dispatch with this many clients."""
         return min(self.population, clients)
 
     def union(self, cohorts: Sequence[Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """(whose rows a dispatch of these rounds brings, where each cohort's are among them)."""
+        """(the clients whose rows a dispatch of these rounds needs, the places of each cohort among them)."""
         clients = np.unique(np.concatenate([np.asarray(c.clients, np.int64) for c in cohorts]))
         return clients, [np.searchsorted(clients, np.asarray(c.clients, np.int64)) for c in cohorts]
 
     def bring(self, state: State, clients: np.ndarray, round: int, room: int) -> State:
-        """The state with the rows of these clients, in the room that any such dispatch has."""
+        """The state with these clients' rows, padded to `room` rows."""
         check_round(self.round, round)
         padded = (
             np.pad(clients, (0, max(0, room - len(clients))), mode="edge")
@@ -104,12 +104,12 @@ class HostRows:
         return state._replace(clients=self.read(padded))
 
     def keep(self, state: State, clients: np.ndarray, round: int) -> State:
-        """The state after a dispatch, with what these clients keep after `round` rounds in this store."""
+        """The state after a dispatch, with these clients' rows after `round` rounds moved to this store."""
         self.write(clients, state.clients, round)
         return state._replace(clients=self)  # type: ignore[arg-type]
 
     def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried:
-        """The rows of a cohort for workers."""
+        """Lends the rows of a cohort to workers."""
         check_round(self.round, round)
         return Carried(self.read(clients))
 
@@ -121,13 +121,13 @@ class HostRows:
         return after._replace(clients=self)  # type: ignore[arg-type]
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint must hold: the rows that were ever written, and whose they are."""
+        """The rows that were ever written, and whose they are: what a checkpoint must hold."""
         self._settle()
         clients = np.flatnonzero(self._written)
         return {"round": np.int64(self.round), "who": clients, "rows": self.read(clients)}
 
     def shapes(self, touched: int) -> dict[str, Any]:
-        """The shapes of `saved` for so many clients."""
+        """The shapes of `saved` for `touched` clients."""
         return saved_shapes(self._first, touched)
 
     def restored(self, saved: dict[str, Any]) -> "HostRows":

@@ -1,14 +1,14 @@
-"""Client state in files that all nodes see: whoever works through a part of a cohort reads and writes its
-clients' rows there.
+"""Client state in files that all nodes see: the worker of a part of a cohort reads and writes its clients'
+rows there.
 
-    driver   with a part goes where its rows lie and where they are to be written; with its result comes whose were
+    driver   sends with a part where its rows are and where to write them; the result says whose were written
     worker   reads the rows, works, writes them
 
-A row has a place in each of three files. An exchange writes it where neither the row lies that it is given
-nor the one that the round began from, so a part may be done again by another worker, and the state before a
-round is good until the next one is whole. Each record begins and ends with a number of that one writing,
-which the driver knows: what is torn, older, or of another run is not taken for a row. The files are working
-storage, with holes where nothing was written; checkpoints hold the rows themselves."""
+A row has a place in each of three files. An exchange writes to the file that holds neither its input nor the
+row that the round began from. So another worker may repeat a part, and the state before a round is good until
+the next one is complete. Each record begins and ends with a number unique to that write, which the driver
+knows: a record that is torn, older, or of another run is not taken for a row. The files are working storage,
+with holes where nothing was written; checkpoints hold the rows themselves."""
 
 import secrets
 from collections.abc import Iterator, Sequence
@@ -31,8 +31,8 @@ PLACE = np.dtype([("file", np.int8), ("record", np.int64), ("writing", np.int64)
 
 @dataclass
 class Records:
-    """The rows of some clients of a cohort in files. What a worker is given can be sent: it has no
-    `writings`."""
+    """The rows of some clients of a cohort, in files. The part for a worker has no `writings`, so that it can
+    be sent."""
 
     folder: Path
     like: Kept  # what one client keeps, leaves with a shape and a dtype
@@ -68,7 +68,8 @@ class Records:
         return Kept((), ())
 
     def take_back(self, places: np.ndarray, kept: Kept, touched: Array) -> None:
-        """Takes the rows of those at these places who reported: they lie where they were to be written."""
+        """Takes the rows of the clients at these places who reported: they are where they were to be
+        written."""
         reported = places[np.asarray(touched)]
         self.here[reported] = self.there[reported]
 
@@ -78,7 +79,7 @@ class RecordFiles:
     see too."""
 
     fresh_rows = 1
-    """How many rows a new state is made with: the one that all begin like."""
+    """The number of rows that a new state is made with: one, with which all clients begin."""
 
     def __init__(self, first: Own, population: int, folder: Path) -> None:
         self.population, self.folder, self.round = population, folder.absolute(), 0
@@ -93,7 +94,7 @@ class RecordFiles:
 
     @property
     def touched(self) -> int:
-        """How many clients have a row of their own."""
+        """The number of clients that have a row of their own."""
         return int((self._lies["record"] < self.population).sum())
 
     @property
@@ -102,12 +103,12 @@ class RecordFiles:
         return sum(x.nbytes for x in jax.tree.leaves(self._first))
 
     def begin(self, state: State) -> tuple["RecordFiles", State]:
-        """(the store of a new state, in this one's place; that state with it)."""
+        """(a store for a new state, which replaces this one; that state with it)."""
         files = RecordFiles(first_row(state.clients), self.population, self.folder)
         return files, state._replace(clients=files)  # type: ignore[arg-type]
 
     def where(self, clients: np.ndarray) -> np.ndarray:
-        """[K] PLACE: where these clients' rows lie; those that were never written, all in one place."""
+        """[K] PLACE: where these clients' rows are; rows that were never written share one place."""
         return self._lies[clients]
 
     def read(self, clients: np.ndarray) -> Own:
@@ -116,7 +117,7 @@ class RecordFiles:
         return jax.tree.unflatten(jax.tree.structure(self._first), leaves)
 
     def write(self, clients: np.ndarray, rows: Own, round: int) -> None:
-        """The rows of these clients are now these, [K, ...], after `round` rounds."""
+        """Stores the rows [K, ...] of these clients after `round` rounds."""
         lies = self._lies[clients]
         there = _free(clients, lies, lies, next(self._writings))
         if leaves := jax.tree.leaves(rows):
@@ -132,7 +133,7 @@ class RecordFiles:
         return self.read(clients)
 
     def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried | Records:
-        """The rows of a cohort for workers; where clients keep nothing, that is sent."""
+        """Lends the rows of a cohort to workers; where clients keep nothing, empty rows are sent."""
         check_round(self.round, round)
         if not self.nbytes:
             return Carried(self.read(clients))
@@ -150,12 +151,12 @@ class RecordFiles:
         return after._replace(clients=self)  # type: ignore[arg-type]
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint must hold: the rows that were ever written, and whose they are."""
+        """The rows that were ever written, and whose they are: what a checkpoint must hold."""
         clients = np.flatnonzero(self._lies["record"] < self.population)
         return {"round": np.int64(self.round), "who": clients, "rows": self.read(clients)}
 
     def shapes(self, touched: int) -> dict[str, Any]:
-        """The shapes of `saved` for so many clients."""
+        """The shapes of `saved` for `touched` clients."""
         return saved_shapes(self._first, touched)
 
     def restored(self, saved: dict[str, Any]) -> "RecordFiles":
@@ -165,13 +166,13 @@ class RecordFiles:
         return self
 
     def _beginning(self) -> np.ndarray:
-        """[N] PLACE: one record, past all others, is everybody's until they have one of their own."""
+        """[N] PLACE: all clients share one record, past all others, until they have one of their own."""
         return np.full(self.population, np.array((0, self.population, self._first_writing), PLACE))
 
 
 def _free(clients: np.ndarray, began: np.ndarray, here: np.ndarray, writing: int) -> np.ndarray:
-    """[k] PLACE: where these clients' rows can be written, in a round that began with them there, in an
-    exchange that has them here."""
+    """[k] PLACE: where to write each client's row: in neither the file that it `began` the round in nor the
+    one that it is in (`here`)."""
     free = np.empty(len(clients), PLACE)
     taken = np.stack([began["file"], here["file"]])
     free["file"] = np.argmin([(taken == f).any(axis=0) for f in range(FILES)], axis=0)
@@ -180,7 +181,7 @@ def _free(clients: np.ndarray, began: np.ndarray, here: np.ndarray, writing: int
 
 
 def _make(folder: Path) -> None:
-    """Makes the files, empty, in the place of any that are there."""
+    """Creates the files empty, in place of existing ones."""
     folder.mkdir(parents=True, exist_ok=True)
     for f in range(FILES):
         _path(folder, f).unlink(missing_ok=True)
@@ -188,7 +189,7 @@ def _make(folder: Path) -> None:
 
 
 def _read(folder: Path, like: Any, where: np.ndarray) -> list[np.ndarray]:
-    """The rows there, leaves [k, ...]; raises where one is not what was written."""
+    """Reads the rows at these places, leaves [k, ...]; raises where one is not what was written."""
     record = _record(like)
     records = np.zeros(len(where), record)
     raw = records.view(np.uint8).reshape(len(records), record.itemsize)
@@ -204,7 +205,7 @@ def _read(folder: Path, like: Any, where: np.ndarray) -> list[np.ndarray]:
 
 
 def _write(folder: Path, like: Any, where: np.ndarray, leaves: Sequence[np.ndarray]) -> None:
-    """Writes rows there, leaves [k, ...]."""
+    """Writes rows to these places, leaves [k, ...]."""
     record = _record(like)
     rows = np.zeros(len(where), record)
     rows["begins"] = rows["ends"] = where["writing"]
@@ -222,7 +223,7 @@ def _record(like: Any) -> np.dtype:
 
 
 def _each(folder: Path, size: int, where: np.ndarray, mode: str) -> Iterator[tuple[int, Any]]:
-    """(k, the file at the place of row k) of each row; records are of `size` bytes."""
+    """Yields (k, the file positioned at row k's record); a record has `size` bytes."""
     for f in np.unique(where["file"]):
         with open(_path(folder, f), mode) as file:
             for k in np.flatnonzero(where["file"] == f).tolist():

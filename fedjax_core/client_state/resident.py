@@ -1,5 +1,5 @@
-"""Client state on the device: every client's row in the `State` itself, so that a state can be gone back
-to."""
+"""Client state on the device: every client's row is in the `State` itself, so that a run can go back to a
+state."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ class Resident:
 
     def __init__(self, population: int) -> None:
         self.population = self.fresh_rows = population
-        """How many rows a new state is made with: all."""
+        """The number of rows that a new state is made with: all."""
         self._take = jax.jit(tree.take)
         self._put = {
             donate: jax.jit(tree.put, donate_argnums=(0,) if donate else ()) for donate in (False, True)
@@ -39,24 +39,24 @@ class Resident:
         return rows
 
     def rows_on_device(self, clients: int) -> int:
-        """How many rows are on the device where so many clients take part in a dispatch."""
+        """The number of rows on the device for a dispatch with this many clients."""
         return self.population
 
     def union(self, cohorts: Sequence[Cohort]) -> tuple[np.ndarray, list[np.ndarray] | None]:
-        """(whose rows a dispatch of these rounds brings, where each cohort's are among them): None where a
-        client's position says that."""
+        """(the clients whose rows a dispatch of these rounds needs, the places of each cohort among them);
+        None: each row is at its client's position."""
         return np.zeros(0, np.int64), None
 
     def bring(self, state: State, clients: np.ndarray, round: int, room: int) -> State:
-        """The state with the rows of these clients on the device: they are there."""
+        """The state with the rows of these clients on the device, where they are already."""
         return state
 
     def keep(self, state: State, clients: np.ndarray, round: int) -> State:
-        """The state after a dispatch, with what these clients keep where it belongs: it is there."""
+        """The state after a dispatch, with these clients' rows in their places, where they are already."""
         return state
 
     def lend(self, state: State, clients: np.ndarray, round: int, room: int) -> Carried:
-        """The rows of a cohort for workers; `room` is for the largest cohort."""
+        """Lends the rows of a cohort to workers; `room` is the size of the largest cohort."""
         kept = state.clients
         if jax.tree.leaves(kept):
             kept = jax.device_get(self._take(kept, self._places(clients, room)))
@@ -65,8 +65,7 @@ class Resident:
     def take_back(
         self, after: State, before: State, clients: np.ndarray, lent: Any, round: int, room: int, donate: bool
     ) -> State:
-        """The state after `round` rounds, with the cohort's rows in the place of those of the state
-        before."""
+        """The state after `round` rounds, with the cohort's rows put into those of the state before."""
         if not jax.tree.leaves(lent.rows):
             return after._replace(clients=lent.rows)
         return after._replace(
@@ -74,5 +73,5 @@ class Resident:
         )
 
     def _places(self, clients: np.ndarray, room: int) -> np.ndarray:
-        """The cohort's positions, padded to the room there is with one past the end: [room] int32."""
+        """[room] int32: the cohort's positions, padded with one past the end."""
         return np.pad(clients, (0, room - len(clients)), constant_values=self.population).astype(np.int32)

@@ -1,5 +1,5 @@
-"""The cluster simulator: lanes on Ray workers, of a cluster or of this machine. Ray is imported when the
-first one is made."""
+"""The cluster simulator: lanes on Ray workers, on a cluster or on this machine. Ray is imported when the
+first simulator is made."""
 
 from fedjax_core.cluster.simulator import ClusterSimulator
 

@@ -1,4 +1,4 @@
-"""The worker's side of Ray: a process of its own that holds a `Worker`. The driver's side is `pool`."""
+"""The worker's side of Ray: an actor process that holds a `Worker`. The driver's side is `pool`."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ from fedjax_core.cluster.source import Folder, Sent
 
 
 class Setup(NamedTuple):
-    """All that a worker is made from; in Ray's store once a node."""
+    """All that a worker is made from; Ray stores it once a node."""
 
     code: bytes  # (Round, Plan) by cloudpickle: closures of the user's own functions
     source: Sent | Folder
@@ -33,7 +33,7 @@ class Actor:
         self.worker = Worker(composed, setup.source.open(), plan, streamed=setup.streamed)
 
     def about(self) -> dict[str, Any]:
-        """Where this worker is."""
+        """The process, node and device of this worker."""
         device = jax.devices()[0]
         return {
             "pid": os.getpid(),
@@ -42,23 +42,23 @@ class Actor:
         }
 
     def run(self, broadcast: Broadcast, share: Shard) -> ShardResult:
-        """A share worked through."""
+        """Runs a share and returns its result."""
         return self.worker.run(broadcast, share)
 
     def run_keeping_accumulator(self, broadcast: Broadcast, share: Shard) -> tuple[ShardResult, Any]:
-        """(the same without its accumulator, that): two objects for Ray, of which the second stays on this
-        node until it is asked for."""
+        """(the result without its accumulator, the accumulator): two Ray objects; the second stays on this
+        node until it is needed."""
         done = self.worker.run(broadcast, share)
         return done._replace(collected=done.collected._replace(acc=())), done.collected.acc
 
     def merge(self, a: Any, b: Any) -> Any:
-        """Two accumulators as one."""
+        """Merges two accumulators."""
         return self.worker.merge(a, b)
 
     def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
-        """What the program of an exchange has to measure."""
+        """Measures what the program of an exchange needs."""
         return self.worker.measure(broadcast, share)
 
     def choose_lanes(self, most: int, measured: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        """The fastest number of lanes here."""
+        """(the fastest number of lanes on this worker, what was measured for that)."""
         return self.worker.choose_lanes(most, measured)

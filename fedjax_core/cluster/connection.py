@@ -14,7 +14,7 @@ from fedjax_core.machine import cores, short_folder
 
 
 class Connections:
-    """Ray as connected or started here, for as long as somebody uses it."""
+    """Ray as connected or started by this process, for as long as a simulator uses it."""
 
     def __init__(self) -> None:
         self.users, self.connected, self.started = 0, False, False
@@ -43,7 +43,7 @@ class Connections:
         self.users += 1
 
     def close(self) -> None:
-        """Ends what was connected or started here once its last user is gone."""
+        """Disconnects, or shuts Ray down, once the last user is gone."""
         self.users -= 1
         if self.users == 0 and self.connected:
             ray.shutdown()
@@ -53,7 +53,7 @@ class Connections:
             self._set = []
 
     def _environment(self, name: str, value: str) -> None:
-        """Sets an environment variable that nobody set."""
+        """Sets an environment variable that is not set yet."""
         if name not in os.environ:
             self._set.append(name)
             os.environ[name] = value

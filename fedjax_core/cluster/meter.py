@@ -20,8 +20,8 @@ class ClusterMeter:
     def add(
         self, seconds: float, clients: int, done: Sequence[ShardResult], workers: int, moved: int
     ) -> None:
-        """A round of this many clients took so long, and sent so many bytes of what they keep there and
-        back."""
+        """Adds a round: its seconds, clients, share results and workers, and the bytes of client state
+        `moved`."""
         if any(part.compiled for part in done):
             self.compile_seconds += seconds
             return
@@ -35,8 +35,8 @@ class ClusterMeter:
         self.places += sum(part.work.room for part in done)
 
     def report(self) -> dict[str, float]:
-        """Rates, how full the lanes are, and the share of the time that workers were at work; NaN before
-        anything was done."""
+        """Rates, how full the lanes are, and the share of the time that workers were busy; NaN before the
+        first round."""
 
         def over(a: float, b: float) -> float:
             return a / b if b else math.nan

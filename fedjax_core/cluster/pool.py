@@ -1,9 +1,9 @@
 """The driver's side of Ray workers: replaces a worker that dies or hangs, and has others repeat its work.
 
-A share is a pure function of what it is given, so it comes out the same whoever does it and however often.
-One that kills its workers again and again is given up with an error. Tasks and results are pickled by Ray,
-and anyone who reaches a Ray cluster can run code in it: a cluster is one trust domain. What is started here
-has no dashboard and sends no usage statistics; Ray from 2.60 on guards it by a token."""
+A share is a pure function of its inputs, so it comes out the same on any worker and however often it is run.
+A share that keeps killing its workers ends in an error. Tasks and results are pickled by Ray, and anyone who
+reaches a Ray cluster can run code in it: a cluster is one trust domain. What is started here has no dashboard
+and sends no usage statistics; Ray from 2.60 on guards it by a token."""
 
 import contextlib
 import logging
@@ -38,9 +38,9 @@ log = logging.getLogger("fedjax_core")
 
 connect, disconnect = connections.open, connections.close
 
-START_SECONDS = 120.0  # an actor takes one to ten, of which most is importing JAX
+START_SECONDS = 120.0  # an actor takes one to ten, mostly to import JAX
 
-# A worker computes as the process that made it does.
+# Settings that workers take over, so that they compute as this process does.
 _NUMERICS = (
     "jax_enable_x64",
     "jax_numpy_dtype_promotion",
@@ -49,8 +49,8 @@ _NUMERICS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
 )
-# Where compiled programs are kept: for workers of this machine, as another kind of processor may not be able to
-# run them.
+# The cache of compiled programs: shared with workers of this machine only, as another kind of processor may
+# not be able to run them.
 _CACHE = (
     "jax_compilation_cache_dir",
     "jax_persistent_cache_min_compile_time_secs",
@@ -66,7 +66,7 @@ class WorkerHandle:
         self.ready = actor.about.remote()
         self.about: dict[str, Any] = {}
         self.speed = math.nan  # local steps a second
-        self.since = math.nan  # when it last finished a share, or was given one after all others
+        self.since = math.nan  # when it last finished a share, or was given one while idle
 
     def record_speed(self, done: ShardResult) -> None:
         """Updates the estimated speed by a completed share: the last few count most."""
@@ -87,12 +87,12 @@ class Completed(NamedTuple):
     """A completed share."""
 
     done: ShardResult
-    acc: Any  # where its accumulator lies, if it was not sent along
+    acc: Any  # Ray's reference to its accumulator, if that was not sent along
     member: WorkerHandle
 
 
 class WorkerPool:
-    """The workers of one simulator: a fixed number, of whom those that die are replaced."""
+    """The workers of one simulator: a fixed number; those that die are replaced."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ class WorkerPool:
         self.members: list[WorkerHandle] = []
         self._coming: list[WorkerHandle] = []
         self.deaths = 0
-        """How many workers died so far."""
+        """The number of workers that died so far."""
         self.size = 0
         self.resize(workers)
 
@@ -139,7 +139,7 @@ class WorkerPool:
                     f"{workers} workers of {each:g} {what} each need {workers * each:g}, but the cluster has {have.get(what, 0):g}: "
                     f"use fewer workers, or {what.lower()}s_per_worker= of at most {have.get(what, 0) / workers:g}"
                 )
-        more = max(0, workers - len(self.members))  # of those who are on their way
+        more = max(0, workers - len(self.members))  # workers still to come
         for leaving in self.members[workers:] + self._coming[more:]:
             _kill(leaving)
         self.members, self._coming, self.size = self.members[:workers], self._coming[:more], workers
@@ -169,9 +169,9 @@ class WorkerPool:
         self, broadcast: Any, shares: list[Shard], loads: list[float]
     ) -> tuple[list[ShardResult], Any]:
         """(the results of all shares without accumulators, the merged accumulator). Workers merge, and only
-        the last one is sent here.
+        the merged one is sent here.
 
-        If one is lost on the way, all shares are done again and send theirs along: the second part is then
+        If one is lost on the way, all shares are run again and send theirs along; the second value is then
         None."""
         completed = self._run_all(
             lambda actor, share: actor.run_keeping_accumulator.options(num_returns=2).remote(
@@ -191,8 +191,7 @@ class WorkerPool:
         return self.run(broadcast, shares, loads), None
 
     def _merged(self, level: list[tuple[Any, WorkerHandle]]) -> Any:
-        """Merges accumulators that lie with workers, in pairs, at the worker that has the first of each
-        pair."""
+        """Merges accumulators on the workers, in pairs, at the worker that has the first of each pair."""
 
         def merge(a: tuple[Any, WorkerHandle], b: tuple[Any, WorkerHandle]) -> tuple[Any, WorkerHandle]:
             return a[1].actor.merge.remote(a[0], b[0]), a[1]
@@ -251,7 +250,7 @@ class WorkerPool:
         return [done[s] for s in range(len(shares))]
 
     def _next(self, waiting: dict[Any, tuple[int, WorkerHandle]]) -> tuple[Any, bool]:
-        """(the reference that is ready first, False), or (one of a worker that has finished nothing for too
+        """(the first reference that is ready, False), or (one of a worker that has finished nothing for too
         long, True)."""
         late = min(waiting, key=lambda ref: waiting[ref][1].since)
         left = waiting[late][1].since + self.hang_seconds - time.monotonic()
@@ -261,8 +260,8 @@ class WorkerPool:
         return (completed[0], False) if completed else (late, True)
 
     def measure(self, broadcast: Any, share: Shard) -> dict[str, Any]:
-        """What the first worker measures for the program of an exchange; nothing if it dies, hangs or fails,
-        as the others then will."""
+        """Measurements of the first worker for the program of an exchange; empty if it dies, hangs or fails,
+        as the others will then."""
         self._fill()
         self._add_ready(wait=not self.members)
         try:
@@ -285,7 +284,7 @@ class WorkerPool:
         self.members, self._coming = [], []
 
     def _fill(self) -> None:
-        """Starts workers in the places of those that died."""
+        """Starts workers to replace those that died."""
         self._coming += [
             WorkerHandle(self._class.remote(self._setup))
             for _ in range(self.size - len(self.members) - len(self._coming))
@@ -333,7 +332,7 @@ class WorkerPool:
         log.warning("%s died or hangs; its share is done again: %s", member, _last_line(error))
 
     def _speeds(self) -> list[float]:
-        """Local steps a second of each member; one not measured yet is taken for an average one."""
+        """Local steps a second of each member; one not measured yet counts as average."""
         known = [m.speed for m in self.members if not math.isnan(m.speed)]
         return [
             float(np.mean(known)) if known and math.isnan(m.speed) else m.speed if known else 1.0
@@ -341,8 +340,8 @@ class WorkerPool:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Environment of a worker's process: as many threads as it has cores, and no GPU that it did not ask
-        for."""
+        """The environment of a worker's process: as many threads as it has cores, and no GPU that it did not
+        ask for."""
         flags = [
             f
             for f in os.environ.get("XLA_FLAGS", "").split()
@@ -352,7 +351,7 @@ class WorkerPool:
             flags.append("--xla_cpu_multi_thread_eigen=false")
         threads = str(max(1, int(self.cpus)))
         variables = {"XLA_FLAGS": " ".join(flags), "NPROC": threads, "OMP_NUM_THREADS": threads}
-        # empty: whatever is there, even if this process keeps to the CPU
+        # empty: any platform, even if this process keeps to the CPU
         variables["JAX_PLATFORMS"] = "" if self.gpus else "cpu"
         if 0 < self.gpus < 1 and "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:
             variables["XLA_PYTHON_CLIENT_MEM_FRACTION"] = (

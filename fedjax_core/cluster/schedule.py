@@ -31,8 +31,8 @@ class Room(NamedTuple):
 
 
 def split_cohort(load: np.ndarray, shares: int) -> list[np.ndarray]:
-    """Splits a cohort with this much work a client [K]: the places of each share's clients. Clients without
-    work are in no share."""
+    """Splits a cohort by the work of each client [K], and returns the places of each share's clients. Clients
+    without work are in no share."""
     places = np.flatnonzero(load > 0)
     share, _ = assign(load[places], shares)
     return [places[share == s] for s in range(shares)]

@@ -3,10 +3,9 @@ Ray.
 
     ShardResult = Worker.run(Broadcast, Shard)
 
-A pure function of its two arguments, but that what clients keep may be read and written where the share says:
-it may be done again, by another worker on another machine, and comes out the same. Reports are
-added in the client's place in the whole cohort, so that accumulators of different shares merge into that of
-the cohort."""
+It is a pure function of its two arguments, except that client state may be read and written where the share
+says. So another worker, on another machine, may run it again with the same result. Reports are added at the
+client's place in the whole cohort, so that the shares' accumulators merge into the cohort's."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from fedjax_core.xla.options import compiler_options
 
 
 class Broadcast(NamedTuple):
-    """What all workers are told in one exchange; on the host, as `to_host` puts it there."""
+    """The inputs of one exchange that all workers share, on the host (`to_host`)."""
 
     exchange: int
     sent: Any  # the message, as the downlink encodes it
@@ -46,30 +45,29 @@ class Broadcast(NamedTuple):
     round: np.ndarray  # int32
     key: Any
     among: Among  # the whole cohort, with as many empty places as there is room
-    # what is known of how to compute fast (`tuning_cache.entries`): all workers go by the same, as it decides
-    # last bits
+    # tuning measurements (`tuning_cache.entries`): the same for all workers, as they decide last bits
     measured: dict[str, Any]
 
 
 class Shard(NamedTuple):
-    """Some clients of a cohort, and what they keep."""
+    """A worker's part of a cohort: some of its clients, and what they keep."""
 
     clients: np.ndarray  # [k] positions in the population
     places: np.ndarray  # [k] places in the cohort
     counts: np.ndarray  # [k] how often each was drawn
-    kept: Lent  # what they keep, or where that lies
+    kept: Lent  # their rows, or where these are
     room: Room
-    # [k] bool: who takes part, not having been refused in an exchange before of the same round
+    # [k] bool: who takes part: not refused in an earlier exchange of the round
     here: np.ndarray
 
 
 class ShardResult(NamedTuple):
-    """What comes of a share, on the host."""
+    """The result of a share, on the host."""
 
-    collected: Collected  # kept, touched and each are [k]; nothing is kept in it where that lies in files
+    collected: Collected  # kept, touched and each are [k]; kept is empty where rows are in files
     work: Load
     seconds: float
-    traces: int  # of this worker's programs so far, the most of any
+    traces: int  # the most traces of any of this worker's programs so far
     compiled: bool  # whether the seconds hold a compilation
     measured: dict[str, Any]  # what was measured beyond what the broadcast knew
 
@@ -96,7 +94,7 @@ class Worker:
         self.traces = [0] * len(self._programs)
 
     def run(self, broadcast: Broadcast, share: Shard) -> ShardResult:
-        """The share worked through."""
+        """Runs the share and returns its result."""
         begun, k, traces = time.perf_counter(), len(share.clients), sum(self.traces)
         arguments, work = self._arguments(broadcast, share)
         collected = jax.device_get(self._programs[broadcast.exchange](*arguments))
@@ -108,8 +106,8 @@ class Worker:
         return ShardResult(collected, work, seconds, max(self.traces), compiled, _news(broadcast.measured))
 
     def measure(self, broadcast: Broadcast, share: Shard) -> dict[str, Any]:
-        """What the program of this exchange has to measure, done by tracing it: one worker does so before all
-        make the program."""
+        """Measures what the program of this exchange needs, by tracing it; one worker does so before all of
+        them build the program."""
         self._programs[broadcast.exchange].lower(*self._arguments(broadcast, share)[0])
         return _news(broadcast.measured)
 
@@ -121,11 +119,11 @@ class Worker:
         return tune.choose(self.round, *longest.typical(), most), _news(measured)
 
     def merge(self, a: Any, b: Any) -> Any:
-        """Two accumulators as one, on the host."""
+        """Merges two accumulators, on the host."""
         return jax.device_get(self._merge(a, b))
 
     def _arguments(self, broadcast: Broadcast, share: Shard) -> tuple[tuple[Any, ...], Load]:
-        """(what the program of the exchange is called with, how much work that is)."""
+        """(the arguments of the exchange's program, the work in them)."""
         tuning_cache.adopt(broadcast.measured)
         feed, K, k = self._feed(broadcast.exchange, share.room), share.room.cohort, len(share.clients)
         packed, work = feed.pack([Cohort(share.clients, share.counts)], int(broadcast.round), held=1)
@@ -140,7 +138,7 @@ class Worker:
         return (K, self._data, context, kept, place, here, packed), work
 
     def _feed(self, e: int, room: Room) -> DispatchBuilder:
-        """Packs for this exchange, with at least so much room."""
+        """The dispatch builder of this exchange, with at least this room."""
         kind = self.round.algorithm.exchanges[e].work
         feed = self._feeds[kind]
         if (feed.cohort_size, feed.lanes) != (room.cohort, room.lanes) or feed.capacity[kind] < room.slots[
@@ -181,7 +179,7 @@ class Worker:
 
 
 def _news(known: dict[str, Any]) -> dict[str, Any]:
-    """What this process has measured that is not known yet."""
+    """The measurements of this process that are not in `known`."""
     return {question: answer for question, answer in tuning_cache.entries().items() if question not in known}
 
 
@@ -198,8 +196,8 @@ def part_of(composed: Round, cohort: int, place: Array) -> Round:
 
 
 def check_recovers(composed: Round) -> None:
-    """Raises where dropped-out clients could be made up for only by what others keep, which workers have and
-    the driver has not."""
+    """Raises where recovering dropped-out clients needs what others keep: the workers have that, the driver
+    has not."""
     state = jax.eval_shape(lambda: composed.init(jax.random.key(0), 1))
     if composed.uplink.recover is not None and jax.tree.leaves(state.clients.uplink):
         raise ValueError(
@@ -209,14 +207,14 @@ def check_recovers(composed: Round) -> None:
 
 
 def merge(composed: Round, parts: Sequence[Collected]) -> Collected:
-    """What the shares collected as one, in pairs, in the order given; what is of each client is left to their
-    places."""
+    """Merges what the shares collected, in pairs, in the order given; values of single clients are left out
+    (`of_cohort`)."""
     bare = [part._replace(kept=Kept((), ()), touched=jnp.zeros(0, bool), each=None) for part in parts]
     return in_pairs(partial(_merge_two, composed.aggregator.merge), bare)
 
 
 def in_pairs(merge: Callable[[Any, Any], Any], parts: Sequence[Any]) -> Any:
-    """All parts as one, neighbours first.
+    """Merges all parts into one, neighbours first.
 
     >>> in_pairs("({} {})".format, "abcde")
     '(((a b) (c d)) e)'
@@ -236,8 +234,8 @@ def _merge_two(merge: Callable[[Any, Any], Any], a: Collected, b: Collected) -> 
 
 
 def of_cohort(parts: Sequence[Each | None], places: Sequence[np.ndarray], position: Any) -> Each | None:
-    """What shares found of each of their clients, who stand at these places of a cohort with these positions
-    [K]."""
+    """The stats of single clients from all shares, in the cohort's order: each share's clients are at its
+    `places` of the cohort, whose clients are `position` [K]."""
     if (one := parts[0]) is None:
         return None
     rows = jax.tree.map(lambda x: np.zeros((len(position), *x.shape[1:]), x.dtype), (one.stats, one.weight))
@@ -257,7 +255,8 @@ class _HostKey:
 
 
 def to_host(values: Any) -> Any:
-    """The tree with its arrays on the host, where another process can be sent them."""
+    """The tree with arrays on the host and keys as plain numbers, so that it can be sent to another
+    process."""
 
     def plain(x: Any) -> Any:
         if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -268,7 +267,7 @@ def to_host(values: Any) -> Any:
 
 
 def from_host(values: Any) -> Any:
-    """What `to_host` was given."""
+    """The inverse of `to_host`."""
 
     def typed(x: Any) -> Any:
         return (

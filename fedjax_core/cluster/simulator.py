@@ -3,10 +3,10 @@ machine.
 
     message -> each node once -> workers: lanes over their shares -> accumulators merge -> the round concludes here, in one place
 
-The answer is that of `Simulator` beyond rounding, and to the last bit it depends on the number of shares that
-a cohort is dealt in, not on which worker did them, how fast, whether one died on the way, or who merged them:
-workers do, in pairs, where accumulators are large and come from several nodes. All that crosses a round is in
-the `State`, on the driver; what clients keep may lie beside it, in files of the workers.
+The answer is that of `Simulator` up to rounding. Its last bits depend on the number of shares of a cohort,
+and not on which worker ran them, how fast, whether one died, or who merged them. Workers merge, in pairs,
+where accumulators are large and come from several nodes; else the driver does. The `State`, on the driver,
+holds all that goes from round to round; client state may be beside it, in files of the workers.
 
     with fc.ClusterSimulator(composed, clients, workers=2, batch_size=20) as cluster:
         history = fc.fit(cluster, rounds=100, cohorts=fc.cohorts.uniform(len(clients), size=50))
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fedjax_core")
 
-# bytes of an accumulator; those of smaller ones come to the driver along with what else a worker tells
+# bytes from which workers merge accumulators; smaller ones come to the driver with the rest of a result
 LARGE = 10_000_000
 
 
@@ -65,20 +65,19 @@ class ClusterSimulator:
 
     `batch_size`, `epochs`, `steps`, `order`, `seed`, `lanes` (of one worker) and `stream` are those of
     `Simulator`. Clients opened from a folder are opened by each worker under the same path; others are sent
-    to each node once. `client_state`: where what clients keep between rounds lies, "device" or "host" of the
-    driver, which sends it to workers and back, or a folder that all nodes see under the same path, in which
-    workers read and write it themselves.
+    to each node once. `client_state`: where client state is: on the "device" or "host" of the driver, which
+    sends it to workers and back, or in a folder that all nodes see under the same path, where workers read
+    and write it themselves.
 
     Without an `address`, and without one in RAY_ADDRESS, Ray is started on this machine and ended by `close`,
     unless this process is connected to a cluster already.
     A worker has `cpus_per_worker` cores, with one thread each, and `gpus_per_worker` of a GPU; start this
     process with JAX_PLATFORMS=cpu where workers have GPUs, so that it takes none of their memory.
 
-    `shares`: how many parts a cohort is dealt in, by default one a worker. It decides last bits as `lanes`
-    does. With it fixed, say at 16, runs of any number of workers agree to the last bit, and faster workers do
-    more shares. Each share may be begun `retries` times again where its worker dies. One that has finished
-    nothing for `hang_seconds` is taken to hang, and ended: let it be well above what a share takes, with its
-    compilation.
+    `shares`: the number of parts of a cohort, by default one a worker. It decides last bits, as `lanes` does:
+    with a fixed number, say 16, runs on any number of workers agree to the last bit, and faster workers do
+    more shares. A share whose worker dies is begun again, up to `retries` times. A worker that finishes
+    nothing for `hang_seconds` is ended: choose well above the time of a share with its compilation.
     """
 
     def __init__(
@@ -123,7 +122,7 @@ class ClusterSimulator:
         self.round = composed
         self.clients = clients
         self.meter = ClusterMeter()
-        """How fast it goes: `meter.report()`."""
+        """The speed so far: `meter.report()`."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self._fixed_shares, self.shares = shares is not None, int(shares or workers)
         self._client_state = _store(client_state, len(clients))
@@ -136,7 +135,7 @@ class ClusterSimulator:
         self._programs: dict[tuple[Any, ...], Any] = {}
         self._measured: set[int] = set()  # exchanges
         self._accumulator: dict[int, int] = {}  # bytes of the last one of each exchange
-        self._traced: dict[tuple[Any, ...], int] = {}  # how often each was made, here and on the workers
+        self._traced: dict[tuple[Any, ...], int] = {}  # how often each was traced, here and on the workers
 
         from fedjax_core.cluster import pool
 
@@ -186,8 +185,7 @@ class ClusterSimulator:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes of a worker; where it was left to be chosen, a worker does that when first
-        asked for."""
+        """The number of lanes of a worker; with `lanes="auto"` a worker chooses it at the first use."""
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
             self._lanes, measured = self._open_pool().choose_lanes(most, tuning_cache.entries())
@@ -201,18 +199,17 @@ class ClusterSimulator:
 
     @property
     def deaths(self) -> int:
-        """How many workers died so far, and were replaced."""
+        """The number of workers that died so far, and were replaced."""
         return self._pool.deaths
 
     @property
     def traces(self) -> int:
-        """How often a program was made, for the one most often made: more than once means that a cohort
-        outgrew its buffers."""
+        """The most traces of any program: more than one means that a cohort outgrew its buffers."""
         return max(self._traced.values(), default=0)
 
     def resize(self, workers: int) -> None:
-        """Has so many workers from the next round on; cohorts are then dealt in as many shares, unless
-        `shares` was given."""
+        """Sets the number of workers from the next round on, and that of shares too, unless `shares` was
+        given."""
         at_least(1, workers=workers)
         self._open_pool().resize(int(workers))
         if not self._fixed_shares and self.shares != workers:
@@ -252,7 +249,7 @@ class ClusterSimulator:
             clients, (0, self._room.cohort - len(clients)), constant_values=len(self.clients)
         ).astype(np.int32)
         done: list[ShardResult] = []
-        here = np.asarray(self.clients.sizes[clients] > 0)  # and not refused in this round so far
+        here = np.asarray(self.clients.sizes[clients] > 0)  # with examples, and not refused so far
         for e in range(len(self.round.algorithm.exchanges)):
             sent, half = self._program("broadcast", partial(self.round.broadcast, e), e)(half, position)
             among = self._among(clients, here)
@@ -295,8 +292,8 @@ class ClusterSimulator:
         return one_by_one(self.run, state, checked, donate=donate)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on), here; each client on a model of
-        its own where it has one."""
+        """Evaluates the model on the examples of `clients` (default: those trained on), on the driver; a
+        client with a model of its own on that."""
         return evaluate_state(
             self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
         )
@@ -307,8 +304,7 @@ class ClusterSimulator:
         return score_state(self.round.algorithm, state, self.clients, clients, self._client_state)
 
     def _deal(self, clients: np.ndarray, counts: np.ndarray) -> list[Shard]:
-        """The cohort in shares, without the rows of what clients keep; those that would be empty are left
-        out, but for one."""
+        """The cohort's shares, without client state; empty ones are left out, except for one."""
         assert self._room is not None
         dealt = split_cohort(self._load[clients], self.shares)
         dealt = [places for places in dealt if len(places)] or dealt[:1]
@@ -325,7 +321,7 @@ class ClusterSimulator:
         ]
 
     def _among(self, clients: np.ndarray, here: np.ndarray) -> Among:
-        """The cohort as its clients know it, with as many empty places as there is room."""
+        """The addresses of the whole cohort and who takes part, padded to the room."""
         assert self._room is not None
         short = self._room.cohort - len(clients)
         return Among(np.pad(self.clients.addresses[clients], ((0, short), (0, 0))), np.pad(here, (0, short)))  # type: ignore[arg-type]
@@ -333,11 +329,10 @@ class ClusterSimulator:
     def _exchange(
         self, e: int, sent: Any, half: State, among: Among, shares: list[Shard], lent: Lent, first: int
     ) -> tuple[list[ShardResult], Any]:
-        """(what comes of the shares in one exchange, their accumulators as one where workers have merged
-        them).
+        """(the shares' results in one exchange, the merged accumulator if workers merged it, else None).
 
-        They do where these are large, as was seen the time before, and come from several nodes: all at once
-        they would wait for the driver's link to the network. The bits are the same.
+        Workers merge accumulators that were large the time before and come from several nodes: sent at once,
+        they would wait for the driver's network link. The bits are the same.
         """
         pool = self._open_pool()
         broadcast = Broadcast(
@@ -361,7 +356,7 @@ class ClusterSimulator:
             if at_workers
             else (pool.run(pool.put(broadcast), shares, loads), None)
         )
-        for part in reversed(results):  # where two know of an answer, the first counts
+        for part in reversed(results):  # of two answers to a question the first counts
             tuning_cache.adopt(
                 {
                     question: answer
@@ -383,7 +378,7 @@ class ClusterSimulator:
         ), tallied
 
     def _program(self, what: str, do: Callable[..., Any], *key: Any, **options: Any) -> Any:
-        """`do`, jitted when first used."""
+        """`do`, jitted at its first use."""
         name = (what, *key)
 
         def counted(*arguments: Any) -> Any:
@@ -406,7 +401,7 @@ class ClusterSimulator:
 
 
 def _store(client_state: str | Path, clients: int) -> ClientState:
-    """Where so many clients' rows lie: at the driver, or in a folder that all nodes see."""
+    """The store of client state: at the driver, or in a folder that all nodes see."""
     if client_state == "device":
         return Resident(clients)
     return HostRows((), clients) if client_state == "host" else RecordFiles((), clients, Path(client_state))

@@ -28,7 +28,7 @@ class Sent(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """Where `Clients.save` wrote the data: on a file system that all nodes share, or a copy under the same
+    """A folder that `Clients.save` wrote: on a file system that all nodes share, or a copy under the same
     name on each."""
 
     path: str
@@ -46,8 +46,8 @@ class Folder(NamedTuple):
 
 
 def source_of(clients: Clients) -> Sent | Folder:
-    """How workers are to get these clients: by folder where they were opened from one, whole, and it is still
-    there."""
+    """How workers get these clients: from a folder, if all of them were opened from one that is still there;
+    else they are sent."""
     folders = {
         Path(name).parent for name in map(_file_of, jax.tree.leaves(clients.columns)) if name is not None
     }

@@ -1,12 +1,12 @@
-"""`run`: a coordinator and its sites on this machine, from nothing to a table, and again from wherever it was
-stopped.
+"""`run`: runs a coordinator and its sites on this machine, from an empty folder to a table of results; called
+again, it resumes.
 
     prepare ─► Ray nodes ─► coordinator ─► rounds ... ─► table ─► audit logs verified ─► stopped
 
-A site's node or the coordinator that is killed is started again. A round waits for all sites, so the run ends
-bit for bit where it would have ended; with a smaller `quorum` rounds go on without a site that is away, which
-is said, and the numbers are others. When the coordinator's node is lost, all of Ray is: then everything
-stops, and the same call goes on from the last checkpoint.
+A site's node or a coordinator that is killed is started again. A round waits for all sites, so the run ends
+bit for bit where it would have ended. With a smaller `quorum` rounds go on without an absent site: this is
+printed, and the numbers differ. When the coordinator's node is lost, so is all of Ray: everything stops, and
+the same call goes on from the last checkpoint.
 
 >>> run("runs/consortium", sites=3, rounds=20)  # doctest: +SKIP
 """
@@ -42,20 +42,20 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """The result of a run."""
 
     rounds: int
     sites: dict[str, dict[str, float]]
-    """Of each site: `examples`, and its metrics on them."""
+    """Each site's number of `examples`, and its metrics on them."""
     pooled: dict[str, float]
     heads: dict[str, audit.Head]
-    """Of each verified audit log: to be given to somebody else."""
+    """The head of each verified audit log, to be given to somebody else."""
     restarts: dict[str, int]
-    """How often each part was started again."""
+    """How often each process was started again."""
     on: str = "trained on"
-    """On which of the sites' examples the metrics are: "held-out", or "trained on"."""
+    """The examples behind the metrics: "held-out", or "trained on"."""
     took_part: dict[str, int] = field(default_factory=dict)
-    """In how many of the rounds each site was."""
+    """The number of rounds in which each site took part."""
 
 
 def run(
@@ -72,11 +72,10 @@ def run(
     say: Say = print,
     lead: str = "fedjax_core.consortium.lead",
 ) -> Result:
-    """Runs a consortium in `folder`, which is made where it is not there; see the module `setup` for what is
-    in it.
+    """Runs a consortium in `folder`, which is created if needed; the module `setup` says what is in it.
 
     `sites` made-up hospitals (3), or those in `site_files`, a folder of TOML files with `name` and `data`
-    each, for which `study` is needed: "module:function". Raises `Failed` where a part cannot go on, and
+    each, for which `study` is needed: "module:function". Raises `Failed` where a process cannot go on, and
     KeyboardInterrupt on Ctrl-C, once all is stopped."""
     where = Layout(Path(folder).absolute())
     own = None if site_files is None else Path(site_files)
@@ -137,7 +136,7 @@ def verify(folder: Layout, plan: StudyPlan) -> dict[str, audit.Head]:
 
 
 def table(result: Result) -> Table:
-    """How the model does at every site, on the examples that it trained on there, or that were held out."""
+    """The model's metrics at every site, on the examples that it trained on there, or on those held out."""
     names = list(result.pooled)
     rendered = Table(
         title=f"after {result.rounds} rounds, on what each site {'held out' if result.on == 'held-out' else 'trained on'}"
@@ -169,14 +168,14 @@ class _Watch:
         self.restarts: dict[str, int] = {}
         self._shown = len(folder.rounds())
         self._every = max(1, plan.rounds // 10)
-        self._lost: float | None = None  # when something was
-        self._lacked = ""  # by the last round that was shown
+        self._lost: float | None = None  # when a process was lost
+        self._lacked = ""  # the sites missing in the last round shown
         self._named_folder = False
         self._log = folder.root / "logs" / f"{LEAD}.log"
-        self._offset = self._log.stat().st_size if self._log.exists() else 0  # bytes of it
+        self._offset = self._log.stat().st_size if self._log.exists() else 0  # bytes read of it
 
     def until_done(self) -> dict[str, int]:
-        """How often each part was started again."""
+        """How often each process was started again."""
         if self._shown >= self.plan.rounds:
             self.say(f"  done      all {self.plan.rounds} rounds, before now; --rounds asks for more")
         elif self._shown:
@@ -198,7 +197,7 @@ class _Watch:
         return self.restarts
 
     def _again(self, part: Process, code: int) -> None:
-        """Starts a part again that was killed; raises where it failed by itself."""
+        """Restarts a process that was killed; raises where it failed by itself."""
         times = self.restarts[part.name] = self.restarts.get(part.name, 0) + 1
         if part.name == HEAD:
             raise Failed(
@@ -215,7 +214,7 @@ class _Watch:
             self.processes.site_node(part.name)
 
     def _relay(self) -> None:
-        """Says what the coordinator says to people."""
+        """Prints the coordinator's messages to people."""
         if not self._log.exists():
             return
         with open(self._log, "rb") as file:

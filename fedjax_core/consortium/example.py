@@ -1,5 +1,5 @@
-"""What a consortium in a box does if not told otherwise: scikit-learn's 569 breast-cancer records, dealt to
-hospitals that are made up.
+"""The default study of a consortium in a box: scikit-learn's 569 breast-cancer records, dealt to made-up
+hospitals.
 
 >>> found = hospitals(3)
 >>> list(found), sum(len(clients.columns["y"]) for clients in found.values())
@@ -18,7 +18,7 @@ from fedjax_core.sites.study import Study
 
 
 def hospitals(count: int, seed: int = 0) -> dict[str, Clients]:
-    """The training patients of so many hospitals, unequal in size and case mix; columns x [n, 30] float32 and
+    """The training patients of `count` hospitals, unequal in size and case mix; columns x [n, 30] float32 and
     y [n] int32."""
     pooled = breast_cancer(seed).pooled_train.columns
     parts = partition.dirichlet(pooled["y"], count, alpha=3.0, seed=seed, min_size=10)

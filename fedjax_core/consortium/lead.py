@@ -3,9 +3,9 @@ checkpoint on.
 
     python -m fedjax_core.consortium.lead FOLDER 127.0.0.1:6379
 
-Ends with 0 when `rounds` are done, and result.json says how every site fares; with 3 when it was interrupted,
-and has saved. Where sites are away it waits, and says who: what it says to people are the lines of its log
-that begin with `SAYS`. It also ends when its standard input does, as then nobody watches it any more.
+Exits with 0 when `rounds` are done and result.json has every site's metrics; with 3 when it was interrupted
+and has saved. It waits for absent sites and names them: its messages to people are the lines of its log that
+begin with `SAYS`. It also ends when its standard input closes, as then nobody watches it any more.
 """
 
 import json
@@ -39,14 +39,14 @@ T = TypeVar("T")
 INTERRUPTED = 3
 SAYS = "says: "
 _PATIENCE_SECONDS, _AWAY_SECONDS = 3600.0, 2.0
-"""How long it waits for sites without a round more, and how long before it asks again."""
+"""Seconds to wait for sites while no round completes, and seconds between two attempts."""
 
 
 def lead(folder: Layout, address: str | None) -> int:
     """Runs what is left of the plan over the Ray at this address; returns the exit code."""
     plan, home = StudyPlan.read(folder.plan), folder.coordinator
     study = build(plan.study, json.loads(plan.arguments))
-    # all else each site reads from its own file
+    # each site reads all else from its own file
     files = [SiteFile(name=name, resources={name: 1.0}) for name in plan.sites]
     rules = Rules(
         quorum=plan.quorum or len(plan.sites),
@@ -88,10 +88,10 @@ def lead(folder: Layout, address: str | None) -> int:
 
 
 def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
-    """What it returns; tried again while sites are away: nothing is lost by that, as a run goes on from its
-    last checkpoint.
+    """Returns `do()`, tried again while sites are away; nothing is lost, as a run goes on from its last
+    checkpoint.
 
-    Raises what it raised last where no more was `done` for `_PATIENCE_SECONDS`.
+    Raises the last error once `done` has not changed for `_PATIENCE_SECONDS`.
     """
     last_text, since, before = "", time.monotonic(), done()
     _aloud.begin_anew()
@@ -112,18 +112,18 @@ def _patiently(do: Callable[[], T], done: Callable[[], int]) -> T:
 
 
 class _Aloud(logging.Handler):
-    """Has whoever watches this process say its warnings on screen: of one try after another what is new."""
+    """Turns this process's warnings into messages to people; over repeated attempts only new ones."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """All that comes is new."""
+        """Forgets the messages so far: all that follow are new."""
         self._before, self._now = set[str](), set[str]()
 
     def try_again(self) -> None:
-        """What was said so far is not said again."""
+        """Marks the messages so far as said already."""
         self._before, self._now = self._before | self._now, set()
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -147,7 +147,7 @@ def _end_when_nobody_watches() -> None:
 
 
 def main(folder: str, address: str) -> int:
-    """The process."""
+    """The coordinator's process: runs `lead`, and exits with its code."""
     logging.getLogger("fedjax_core").addHandler(_aloud)
     threading.Thread(target=_end_when_nobody_watches, daemon=True).start()
     return lead(Layout(Path(folder)), address)

@@ -1,10 +1,10 @@
 """The processes of a consortium in a box: a Ray node for the coordinator and one for each site, and the
 coordinator's own.
 
-Each has a session, an environment and a log of its own, and what it writes is for its owner alone (umask
-077). Each ends when its standard input does: so all of them end with who started them, even if that was
-killed. Ray's sockets and sessions are in a folder of few letters under the system's temporary one, gone at
-the end.
+Each has a session, an environment and a log of its own, and its files are for their owner alone (umask 077).
+Each ends when its standard input closes, so all of them end with the process that started them, even if that
+was killed. Ray's sockets and sessions are in a folder with a short name under the system's temporary one,
+removed at the end.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ HEAD, LEAD = f"{COORDINATOR}-ray", COORDINATOR
 
 
 class Failed(RuntimeError):
-    """A part of the consortium could not go on; the text says which, and what it said last."""
+    """A process of the consortium could not go on; the text says which, with its last output."""
 
 
 @dataclass
 class Process:
-    """One process."""
+    """One process of a consortium, with its log."""
 
     name: str
     log: Path
@@ -48,24 +48,24 @@ class Process:
 
     @property
     def ended(self) -> str:
-        """How: the signal that ended it, or its code. Waits for the end."""
+        """How it ended: the signal that ended it, or its exit code. Waits for the end."""
         code = self.process.wait()
         return signal.Signals(-code).name if code < 0 else f"code {code}"
 
     def let_go(self) -> None:
-        """Ends its standard input, by which it ends."""
+        """Closes its standard input, which ends it."""
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):
             self.process.stdin.close()
 
     def close(self) -> None:
-        """Closes what is left of one that has ended."""
+        """Closes the pipes of a process that has ended."""
         self.let_go()
         if self.process.stdout is not None:
             self.process.stdout.close()
 
     def last_words(self) -> str:
-        """The end of its log, without the lines of code in a traceback, which are indented."""
+        """The end of its log, without the indented lines of code in a traceback."""
         lines = [
             line
             for line in self.log.read_text(errors="replace").splitlines()
@@ -75,7 +75,7 @@ class Process:
 
 
 class Processes:
-    """Starts and stops them. Use it in a `with`."""
+    """Starts and stops the processes of a consortium. Use it in a `with`."""
 
     def __init__(self, folder: Layout, lead: str = _LEAD) -> None:
         self.folder, self.parts, self.address = folder, dict[str, Process](), ""
@@ -112,7 +112,7 @@ class Processes:
         return self._start(LEAD, COORDINATOR, [self._lead, str(self.folder.root), self.address])
 
     def stop(self) -> None:
-        """Ends all of them: the coordinator first, the nodes with what runs on them."""
+        """Ends all processes: the coordinator first, the nodes with what runs on them."""
         for part in reversed(self.parts.values()):
             part.let_go()
         until = time.monotonic() + _STOP_SECONDS
@@ -154,7 +154,7 @@ class Processes:
         return self.parts[name]
 
     def _hear(self, part: Process) -> str:
-        """The line that a node says when it is up."""
+        """Waits for the line that a node prints when it is up."""
         assert part.process.stdout is not None
         line = part.process.stdout.readline().strip()
         if not line:

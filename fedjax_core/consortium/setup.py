@@ -1,7 +1,7 @@
 """The folder of a consortium in a box: made once, then read.
 
-Everything of a site is in that site's folder and made there, its key first of all; what leaves it for the
-coordinator is its `.pub`. The coordinator's `study.toml` says what is run:
+Everything of a site is made and kept in that site's folder, its key first of all; only its `.pub` goes to the
+coordinator. The coordinator's `study.toml` says what is run:
 
     study = "fedjax_core.consortium.example:study"
     arguments = '{"lr": 0.05}'            JSON
@@ -53,7 +53,7 @@ _RAY = "ray"
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What is run."""
+    """What a consortium runs: the study, its sites, and the rules of its rounds."""
 
     sites: tuple[str, ...]
     study: str = STUDY
@@ -91,7 +91,7 @@ class StudyPlan:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are in a consortium's folder."""
+    """The paths in a consortium's folder."""
 
     root: Path
 
@@ -114,13 +114,13 @@ class Layout:
         return self.coordinator if name == COORDINATOR else self.site(name)
 
     def rounds(self) -> list[Record]:
-        """What was written of each round so far."""
+        """The records of the rounds so far."""
         return [
             record for record in read_records(self.coordinator / "run" / METRICS) if record["kind"] == "train"
         ]
 
     def environment(self, name: str) -> dict[str, str]:
-        """The variables of Ray on this one's machine, and of a site the one that names its file."""
+        """Ray's environment variables on this machine; for a site also the one that names its file."""
         own = {} if name == COORDINATOR else {VARIABLE: str((self.site(name) / "site.toml").absolute())}
         return ray_security.environment(self.home(name) / _RAY) | own
 
@@ -211,8 +211,8 @@ def prepare(
 
 
 def _opened(folder: Layout, plan: StudyPlan, built: Study) -> tuple[Clients, dict[str, int]]:
-    """(what the first site trains on whose data can be opened, how many examples each such site has); raises
-    where none can."""
+    """(the training data of the first site whose data can be opened, how many examples each such site has);
+    raises where none can."""
     first, counts, errors = None, dict[str, int](), list[Exception]()
     for name in plan.sites:
         try:
@@ -229,7 +229,7 @@ def _opened(folder: Layout, plan: StudyPlan, built: Study) -> tuple[Clients, dic
 
 
 def _warn_of_unfit(file: Path, checks: Collection[str]) -> None:
-    """Says of a site what will keep it from taking part: data that cannot be opened, a label that means
+    """Warns of what will keep a site from taking part: data that cannot be opened, a label that means
     nothing, too few examples."""
     for finding in examine(file, only=checks):
         if finding.fine is False:
@@ -248,7 +248,7 @@ def _made_up(count: int) -> dict[str, Clients]:
 
 
 def _own(site_files: Path) -> dict[str, dict[str, Any]]:
-    """What the sites' own files say: name, data, and where they have them labels and policy."""
+    """The settings in the sites' own files: name, data, and labels and policy where they have them."""
     paths = sorted(site_files.glob("*.toml"))
     if len(paths) < 2:
         raise ValueError(

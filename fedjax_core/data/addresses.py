@@ -1,4 +1,4 @@
-"""Addresses of clients: the 64 bits of a client's id, of which its randomness is made.
+"""Addresses of clients: the 64 bits of a client's id, from which its randomness is made.
 
 An integer id is its own 64 bits. Those of a string are its BLAKE2b digest (8 bytes, big-endian), so that an
 address needs no list of all clients.

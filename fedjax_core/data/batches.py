@@ -1,5 +1,4 @@
-"""Which examples make up each batch of each client: decided on the host, by address, and the same for every
-backend.
+"""Chooses the examples of each client's batches: on the host, by address, and the same for every backend.
 
 A client's pass over its data is a permutation drawn from (seed, client, pass): with `epochs=E` the passes of
 round r are numbered (r, 0), ..., (r, E-1); with `steps=T` a client's epoch continues across rounds, so round
@@ -32,10 +31,10 @@ from fedjax_core.work import TRAIN, Work
 
 Order = np.ndarray | Callable[[int, int], Any]
 Amount = int | Callable[[int, np.ndarray], Any]
-"""How many; or (round, positions [K]) -> how many each of these clients does in this round, [K] or one number
+"""A number, or a function (round, positions [K]) -> the numbers of these clients in this round, [K] or one
 for all."""
 
-_FORESEEN = 16  # rounds: so many are looked at to know how much a function asks for
+_FORESEEN = 16  # rounds that are looked at to know how much a function asks for
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +47,11 @@ class Plan:
     = `steps`, which is then needed. -1 is an unused place; a batch has one example at least, unless the
     function has `may_be_empty`. A client without examples takes no steps.
 
-    Exchanges whose work is not the run's have a plan of their own, `of(work)`, for which `order` says
-    nothing.
+    Exchanges whose work is not the run's have a plan of their own, `of(work)`, without `order`.
 
-    `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], of
-    nothing but these, so that all machines ask for the same. With such `steps` each round begins a pass of
-    its own, for nobody counts the steps of rounds before.
+    `epochs` and `steps` may be functions (round, positions [K]) -> whole numbers of at least 1, [K], that
+    depend on nothing else, so that all machines get the same. With such `steps` each round begins a new pass,
+    as the steps of earlier rounds are not counted.
     """
 
     batch_size: int
@@ -62,7 +60,7 @@ class Plan:
     seed: int = 0
     order: Order | None = None
     work: Work = TRAIN
-    """Of which exchanges it is the plan; see `of`."""
+    """The work of the exchanges that this plan is for; see `of`."""
 
     def __post_init__(self) -> None:
         at_least(1, batch_size=self.batch_size)
@@ -100,7 +98,7 @@ class Plan:
         return f"batch_size={self.batch_size}, {work}, seed={self.seed}"
 
     def of(self, work: Work) -> "Plan":
-        """The plan of exchanges with this work, which is the run's but for what the exchange says itself."""
+        """The plan of exchanges with this work: the run's, except for what the work says itself."""
         if work == TRAIN:
             return self
         if work not in self._others:
@@ -116,7 +114,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All of it, by name: what a run's configuration says of how clients go through their data."""
+        """All settings by name, for a run's configuration."""
         return {
             "batch_size": self.batch_size,
             "epochs": self.epochs,
@@ -131,7 +129,7 @@ class Plan:
         return callable(self.epochs) or callable(self.steps)
 
     def of_client(self, position: int) -> "Plan":
-        """The plan of the client at this position by itself, as the only one of its data."""
+        """The plan of the client at this position alone, for a population of one."""
 
         def alone(amount: Amount | None) -> Amount | None:
             return (lambda round, _: amount(round, np.array([position]))) if callable(amount) else amount
@@ -139,7 +137,7 @@ class Plan:
         return replace(self, epochs=alone(self.epochs), steps=alone(self.steps))
 
     def most_steps(self, sizes: np.ndarray) -> np.ndarray:
-        """[N] local steps of all clients in a round; where these change, the most of the first rounds, later
+        """[N] local steps of all clients in a round; where these change, the most of the first rounds: later
         ones may have more."""
         rounds = range(_FORESEEN if self.changes else 1)
         return np.max([self.steps_of(sizes, round) for round in rounds], axis=0)
@@ -175,7 +173,7 @@ class Plan:
         steps [K] with sum T)."""
         starts, sizes = offsets[clients], offsets[clients + 1] - offsets[clients]
         steps = self.steps_of(sizes, round, clients)
-        walks = self.steps is not None and not callable(self.steps)  # on from where the round before ended
+        walks = self.steps is not None and not callable(self.steps)  # rounds go on where the one before ended
         if self.order is not None:
             return self._ordered(clients, starts, sizes, steps, round), steps
         if self.epochs == 1 and not self.work.shuffled:
@@ -235,8 +233,8 @@ class Plan:
 
 
 def _amount(name: str, amount: Amount, round: int, clients: np.ndarray) -> np.ndarray:
-    """How much each of these clients does in a round, [K] int64; raises where a function of these does not
-    say so."""
+    """The epochs or steps of each of these clients in a round, [K] int64; raises where a function gives
+    something else."""
     amounts = np.asarray(amount(round, clients) if callable(amount) else amount)
     if (
         amounts.shape not in ((), clients.shape)
@@ -273,7 +271,7 @@ def _shuffle(words: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _as_stored(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same of permutations that leave everything in its place."""
+    """Like `_shuffle`, with permutations that leave everything in its place."""
     place = _within(lengths)
     return np.repeat(np.arange(len(lengths)), lengths), place, place
 

@@ -18,13 +18,13 @@ from fedjax_core.data.step import Folder, Sums
 
 @dataclass(frozen=True)
 class OrdinalEncode:
-    """A column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; V, their number,
-    for all others.
+    """Encodes a column of text, or of whole numbers, as codes 0, 1, ... of its categories, in int32; any
+    other value gets V, the number of categories.
 
     The categories are given, in the order of their codes, as in `OrdinalEncode("y", categories=("benign",
-    "malignant"))`. That is the way for labels, and nothing has to leave a site for it. Or they are those that
-    clients have, in ascending order. A client then tells only of categories of which it has `minimum`
-    examples, so one that is rare everywhere has no code of its own."""
+    "malignant"))`. Use that for labels: nothing has to leave a site for it. Without them, the categories are
+    those that clients have, in ascending order. A client then reports only categories with at least `minimum`
+    examples, so a category that is rare everywhere has no code of its own."""
 
     column: str
     minimum: int = 5
@@ -51,7 +51,7 @@ class OrdinalEncode:
 
     @property
     def releases(self) -> tuple[str, ...]:
-        """Nothing where the categories are given."""
+        """The sums that leave a site: none where the categories are given."""
         return ("categories",) if self.categories is None else ()
 
     def sums(self, x: np.ndarray, min_cell: int) -> Sums:
@@ -121,8 +121,7 @@ class OrdinalEncode:
 
 
 def _vocabulary(values: np.ndarray, counts: np.ndarray) -> dict[str, np.ndarray]:
-    """Categories as arrays of numbers: whole ones as they are, or of text the UTF-8, each with a zero behind
-    it."""
+    """Categories as arrays of numbers: whole numbers as they are, text as UTF-8 with a zero after each."""
     text = "".join(f"{one}\0" for one in values.tolist()) if values.dtype.kind == "U" else ""
     whole = np.zeros(0, np.int64) if values.dtype.kind == "U" else values.astype(np.int64)
     return {

@@ -50,7 +50,7 @@ def _array(leaf: Any, name: str, whose: str) -> np.ndarray:
 
 
 def dtype_of(leaf: Any) -> str:
-    """The column's dtype in a word: of text whatever its length."""
+    """The column's dtype in a word; one word for text of any length."""
     return "text" if is_text(leaf) else str(leaf.dtype.name)
 
 
@@ -139,7 +139,7 @@ def _ids_from(values: list[Any]) -> np.ndarray:
 
 
 def where(row: int, offsets: np.ndarray, ids: np.ndarray) -> str:
-    """Whose row this is, in words."""
+    """The client and its row that a row of the flat columns is, in words."""
     client = int(np.searchsorted(offsets, row, side="right")) - 1
     return f"client {client} (id {ids[client].item()!r}), its row {row - int(offsets[client])}"
 
@@ -164,7 +164,7 @@ _COMPARED = 1000  # of them that are told apart: of more, some would meet howeve
 
 
 def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
-    """Which of these numbers a model can use, as far as they are floating: finite, and not too large.
+    """A mask of the numbers that a model can use: finite, and not too large; all where they are not floating.
     `missing`: NaN as well."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return np.ones(x.shape, bool)
@@ -174,7 +174,7 @@ def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
 
 
 def fits(x: np.ndarray) -> np.ndarray:
-    """Which of these numbers are not too large for the 32 bits that a device has for whole numbers."""
+    """A mask of the numbers that fit the 32 bits that a device has for whole numbers."""
     if x.dtype.kind not in "iu" or x.dtype.itemsize < 8:
         return np.ones(x.shape, bool)
     limits = np.iinfo(np.int32 if x.dtype.kind == "i" else np.uint32)
@@ -200,8 +200,8 @@ def finite(
 
 
 def _explain(value: Any, name: str) -> tuple[str, str]:
-    """(what is wrong with a number, what it does and what to do), without a finite number itself, as it is
-    somebody's."""
+    """(what is wrong with a number, what it does and what to do); a finite number itself is not shown, as it
+    is somebody's."""
     if not np.isfinite(value):
         return (
             str(value),
@@ -227,10 +227,10 @@ def numbers(
     but: Any = (),
     whole: bool = True,
 ) -> None:
-    """Raises where a column is not what a model can be given: text, or numbers that are others in 32 bits;
-    not in the columns `but`.
+    """Raises where a column does not suit a model: text, or numbers that change in 32 bits; skips the columns
+    `but`.
 
-    NaN and infinities may be there. Not `whole`: only what can be told without reading all of the data.
+    NaN and infinities are allowed. Without `whole`, checks only what needs no reading of all data.
     """
     for leaf, name in zip(leaves, names, strict=True):
         if name in but:
@@ -249,8 +249,8 @@ def numbers(
 
 
 def exact(leaf: np.ndarray, name: str) -> None:
-    """Raises where float32 makes different numbers of a column the same. Of large columns some rows are
-    looked at."""
+    """Raises where float32 makes different numbers of a column the same. Looks at a sample of a large
+    column."""
     if lost := _lost(leaf):
         raise ValueError(
             f"column {name!r}{lost.rstrip()} holds numbers so far from 0 that float32 makes different ones the same, such as times in "
@@ -297,7 +297,7 @@ def _lost(leaf: np.ndarray) -> str:
 
 
 def _some(leaf: np.ndarray, rows: int) -> np.ndarray:
-    """So many of the rows, or all of fewer, in blocks that are spread evenly."""
+    """At most this many of the rows, in evenly spread blocks."""
     if len(leaf) <= rows:
         return leaf
     starts = np.linspace(0, len(leaf) - rows // _BLOCKS, _BLOCKS).astype(int)
@@ -305,7 +305,8 @@ def _some(leaf: np.ndarray, rows: int) -> np.ndarray:
 
 
 def _coarse(x: np.ndarray) -> np.ndarray:
-    """The numbers to 36 bits, so that what the last bits of a sum differ in is not taken for a difference."""
+    """The numbers rounded to 36 bits, so that rounding in the last bits of a sum does not count as a
+    difference."""
     part, exponent = np.frexp(x)
     return np.ldexp(np.round(part * 2.0**36), exponent - 36)
 
@@ -330,8 +331,8 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
 
 
 def positions(given: Any, clients: int) -> np.ndarray:
-    """[n] int64 from 0: positions of so many clients, each from -clients; raises where they are others, or
-    none."""
+    """[n] int64 from 0: positions of clients; negative ones are counted from the end. Raises for any others,
+    and for none."""
     array = np.asarray(given)
     if array.ndim != 1 or (array.size and not np.issubdtype(array.dtype, np.integer)):
         raise TypeError(
@@ -347,8 +348,7 @@ def positions(given: Any, clients: int) -> np.ndarray:
 
 
 def groups(x: np.ndarray, name: str, word: str) -> np.ndarray:
-    """A column by which examples are told apart, itself; raises where it is none. `word` says in what it was
-    named."""
+    """The column, checked, that groups examples (persons, classes); `word` is the argument that named it."""
     whole = x.dtype.kind in "biuU" or (x.dtype.kind == "f" and bool((x == np.round(x)).all()))
     if x.ndim != 1 or not whole:
         raise ValueError(

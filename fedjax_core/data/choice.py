@@ -1,4 +1,4 @@
-"""Samplers that look at the model before they say who takes part: power of choice.
+"""Samplers that look at the model before they choose who takes part: power of choice.
 
 `fc.fit` asks such a sampler to `choose`, with a function that scores the model on the clients' own examples,
 on any backend.
@@ -19,32 +19,32 @@ from fedjax_core.checks import at_least
 from fedjax_core.data.cohort import Cohort, Sampler, as_cohort
 
 Score = Callable[[Any], Mapping[str, np.ndarray]]
-"""Positions [n] of clients -> {metric: [n]}, the model's on each one's examples; NaN where there are none, or
-it is not told."""
+"""(positions [n] of clients) -> {metric: [n]} of the model on each client's examples; NaN without examples,
+or where it is not told."""
 
 
 class Chooser(Protocol):
-    """A sampler that looks at the model before it says who takes part, which `fc.fit` asks instead of calling
-    it.
+    """A sampler that looks at the model before it chooses: `fc.fit` calls its `choose`, not the sampler
+    itself.
 
-    It goes by nothing but what it is given, so that a run that was interrupted chooses as it would have. A
-    round is then not known before the one before it is done, and how often a client takes part depends on the
-    data: there is no rate that a privacy accountant could go by.
+    It depends on nothing but its arguments, so that an interrupted run chooses as it would have. A cohort is
+    not known before the round before it is done, and how often a client takes part depends on the data: a
+    privacy accountant has no rate to go by.
     """
 
     @property
     def population(self) -> int:
-        """How many clients there are to choose from."""
+        """The number of clients to choose from."""
 
     @property
     def max_size(self) -> int:
         """The most distinct clients that a round can have."""
 
     def choose(self, round: int, state: Any, score: Score, /) -> np.ndarray | Cohort:
-        """The round's clients; `state` is the one that the round before it ended with, and not to be kept."""
+        """The round's clients; `state` is that after the round before, and must not be kept."""
 
 
-# A class in lower case, as those of cohorts.py: what is printed is what was written.
+# A class in lower case, as those of cohorts.py, so that it prints as it is written.
 @dataclass(frozen=True)
 class power_of_choice:
     """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is;
@@ -52,8 +52,8 @@ class power_of_choice:
 
     Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022.
     There they are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`.
-    A client whose metric is not known, as it has no examples, comes last; of equals the one that stands
-    first. The model is sent to all candidates, and evaluated on all their examples, for each round.
+    A client whose metric is not known, as it has no examples, comes last; of equals the first is taken. The
+    model is sent to all candidates, and evaluated on all their examples, for each round.
     """
 
     candidates: Sampler

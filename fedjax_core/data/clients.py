@@ -35,7 +35,7 @@ from fedjax_core.types import Columns
 
 
 class NoColumn(ValueError, KeyError):
-    """A column that is asked for is not there, or not yet, as where preprocessing is to make it."""
+    """A column that is asked for does not exist, or not yet, as preprocessing is to make it."""
 
     __str__ = ValueError.__str__  # the sentence, where a KeyError shows the repr of it
 
@@ -264,8 +264,8 @@ class Clients:
         """(first, rest): each client's examples divided at random, `fraction` of them (to the nearest, half
         up) in `first`.
 
-        `by` names the column of persons, all of whose examples are then in one part; it is the fraction of
-        the persons. `stratify` names the column of classes, each of which is then divided so, and is in both
+        `by` names the column of persons: all examples of a person are then in one part, and `fraction` is
+        that of persons. `stratify` names the column of classes: each class is then divided so, and is in both
         parts at every client that has it. Drawn by (seed, client's id): a client's division does not depend
         on the other clients or their order. Both parts have all clients, some perhaps without examples, and
         keep the order of the rows. Copies the rows."""
@@ -280,7 +280,7 @@ class Clients:
     def drawn(
         self, fraction: float, seed: int = 0, *, by: str | None = None, stratify: str | None = None
     ) -> np.ndarray:
-        """[examples] bool: which of them such a `split` has in its first part."""
+        """[examples] bool: the examples in the first part of such a `split`."""
         groups, what = (
             None if name is None else self.column_of(name, word)
             for name, word in ((by, "by"), (stratify, "stratify"))
@@ -294,8 +294,7 @@ class Clients:
             ) from None
 
     def with_columns(self, columns: Columns) -> "Clients":
-        """The same clients with other columns, of as many rows, none of which is copied. Does not look for
-        NaN.
+        """The same clients with other columns of as many rows, which are not copied. Does not look for NaN.
 
         A column of the same name and width keeps the names of its features.
         """
@@ -351,11 +350,11 @@ class Clients:
         checks.finite(self._leaves, self._names, self.offsets, self.ids, missing)
 
     def check_numbers(self, but: Collection[str] = (), *, whole: bool = True) -> None:
-        """Raises where a column is text, or has other values in the 32 bits that a model works on; not in the
-        columns `but`.
+        """Raises where a column is text, or changes in the 32 bits that a model works on; skips the columns
+        `but`.
 
-        Names column, client and row. What is not finite may be there. Without `whole`, only what can be told
-        without reading all of the data.
+        Names column, client and row. NaN and infinities are allowed. Without `whole`, checks only what needs
+        no reading of all data.
         """
         checks.numbers(self._leaves, self._names, self.offsets, self.ids, but, whole)
 
@@ -383,8 +382,8 @@ class Clients:
         return words_of(self.ids)
 
     def column_of(self, name: str, word: str) -> np.ndarray:
-        """A column of persons or classes, by which examples are told apart; raises where it is none. `word`
-        says in what it was named."""
+        """A column that groups examples, by persons or classes; raises where it cannot. `word` is the
+        argument that named it."""
         if name not in self._names:
             raise ValueError(f"{word}={name!r} names no column; the columns are {', '.join(self._names)}")
         return checks.groups(self.named_columns[name], name, word)

@@ -1,4 +1,4 @@
-"""What a cohort is: the clients of one round, and what the engine knows of a sampler that draws it.
+"""A cohort, which is the clients of one round, and the interface of the samplers that draw it.
 
 >>> as_cohort([2, 0], population=3)
 Cohort(clients=array([2, 0], dtype=int32), counts=array([1, 1], dtype=int32))
@@ -17,11 +17,11 @@ class Cohort(NamedTuple):
 
 
 class Sampler(Protocol):
-    """What the engine knows of a sampler."""
+    """The interface of a sampler."""
 
     @property
     def population(self) -> int:
-        """How many clients there are to draw from."""
+        """The number of clients to draw from."""
 
     @property
     def max_size(self) -> int:
@@ -32,8 +32,8 @@ class Sampler(Protocol):
 
 
 def as_cohort(value: Any, population: int) -> Cohort:
-    """The clients of a round as the engine takes them: from an integer array or list of different positions,
-    or a `Cohort`."""
+    """Converts the clients of a round, an integer array or list of different positions or a `Cohort`, to a
+    `Cohort`."""
     counts: Any = None
     if isinstance(value, Cohort):
         value, counts = value

@@ -2,8 +2,7 @@
 
 Each draw is addressed by (seed, round), so any round can be recomputed alone, after a crash or on another
 machine. Samplers print as they are written and compare by their settings; an accountant reads the rate from
-the sampler itself. What a cohort is stands in cohort.py; a sampler that looks at the model first is in
-choice.py.
+the sampler itself. cohort.py has `Cohort` itself, choice.py a sampler that looks at the model first.
 
 >>> sampler = uniform(1000, size=4, seed=0)
 >>> sampler
@@ -172,10 +171,11 @@ class independent:
 
 
 def optimal_rates(norms: Any, size: float) -> np.ndarray:
-    """The probabilities [N] by which `size` clients on average say most of a sum of N parts of these norms.
+    """The probabilities [N] with which samples of `size` clients on average estimate a sum of N parts of
+    these norms best.
 
-    Those of sum_i X_i / p_i, X_i of norm a_i, whose variance sum_i (1 / p_i - 1) a_i^2 is least: p_i in
-    proportion to a_i, and 1 where that would be more (Chen, Horváth and Richtárik, TMLR 2022, eq. 7). For
+    They minimise the variance sum_i (1 / p_i - 1) a_i^2 of sum_i X_i / p_i, where X_i has norm a_i: p_i is
+    proportional to a_i, and 1 where that would be more (Chen, Horváth and Richtárik, TMLR 2022, eq. 7). For
     `fc.algorithms.importance` give shares times norms.
 
     >>> optimal_rates([1.0, 1.0, 2.0, 100.0], 2).tolist()
@@ -189,7 +189,7 @@ def optimal_rates(norms: Any, size: float) -> np.ndarray:
             f"size must be above 0 and at most {len(checked)}, the number of clients, got {size}"
         )
     order, rates = np.argsort(checked, kind="stable"), np.ones(len(checked))
-    for count in range(len(checked), 0, -1):  # so many of the smallest have less than 1
+    for count in range(len(checked), 0, -1):  # the number of smallest norms whose rate is below 1
         small = order[:count]
         share = (size + count - len(checked)) / checked[small].sum()
         if share > 0 and share * checked[small[-1]] <= 1:
@@ -275,7 +275,7 @@ def _check_population(population: int, seed: int) -> None:
 
 
 def _most(mean: float, variance: float, population: int) -> int:
-    """How many of independent draws there are at most, all but surely."""
+    """An upper bound on the number of independent draws, which holds all but surely."""
     bound = 8**2 / 2
     return min(population, math.ceil(mean + bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * variance)))
 

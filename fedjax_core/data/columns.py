@@ -26,7 +26,7 @@ from fedjax_core.types import Columns
 
 
 class Column:
-    """One column of all clients, of which rows are read into places of the dtype that a device works on."""
+    """One column of all clients, whose rows are read into arrays of the dtype that a device works on."""
 
     def __init__(self, path: Any, x: np.ndarray) -> None:
         self.path, self.x, self.shape, self.target = path, x, x.shape, target_of(x, path)

@@ -22,8 +22,7 @@ Features = Mapping[str, Sequence[str]]
 
 
 def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple[str, ...]]:
-    """The names, once they are known to be those of these columns: one for each number of a row, all
-    different."""
+    """The names, checked against these columns: one for each number of a row, all different."""
     named = {}
     for column, names in dict(features or {}).items():
         if column not in columns:
@@ -50,8 +49,8 @@ def checked(features: Any, columns: Mapping[str, np.ndarray]) -> dict[str, tuple
 
 
 def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = "") -> np.ndarray:
-    """Where each of the features that are wanted is among those that are there; raises, naming it, where one
-    is not or there are more."""
+    """The place in `have` of each wanted feature; raises, naming it, where one is missing or there is another
+    one."""
     if odd := [name for name in want if name not in set(have)]:
         raise ValueError(f"{whose}column {column!r} has no feature {odd[0]!r}; it has {_listed(have)}")
     if more := [name for name in have if name not in set(want)]:
@@ -67,8 +66,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str) -> np.ndarray:
-    """A matrix of the columns of these names, in float32 where that holds them all; raises where one is no
-    number."""
+    """A matrix of the columns with these names, in float32 where that holds them all; raises where one is not
+    numeric."""
     for name in names:
         if name not in columns:
             raise ValueError(
@@ -86,8 +85,8 @@ def matrix_of(columns: dict[str, np.ndarray], names: Sequence[str], column: str)
 def arrange(
     columns: Any, have: Features, want: Features, categories: Collection[str] = ()
 ) -> tuple[dict[str, Any], dict[str, tuple[str, ...]]]:
-    """(columns, names) with the features of each column in the order that is wanted; a column that is not
-    there is made of its features.
+    """(columns, names) with the features of each column in the wanted order; a missing column is made of its
+    features.
 
     In a matrix a category that is missing is NaN: its code, -1, would be taken for a number. Raises, naming
     it, where a feature is missing or there is another one.

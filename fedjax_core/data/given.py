@@ -7,8 +7,8 @@ something else.
     a data frame as a column            a matrix, whose column names are the names of its features
     a data frame for all columns        its columns, by their names
 
-Whatever hides its meaning beside the numbers (a mask, a unit, a list of categories) would otherwise be
-dropped by `np.asarray`, and the numbers below it trained on.
+`np.asarray` alone would drop what gives the numbers their meaning (a mask, a unit, a list of categories), and
+a model would train on bare numbers.
 
 >>> given(np.ma.masked_values([1.0, 9.96921e36], 9.96921e36), "x").tolist()
 [1.0, nan]
@@ -65,8 +65,7 @@ def is_text(array: Any) -> bool:
 
 
 def columns_of(columns: Any) -> Any:
-    """A data frame that is given for all columns as {name: column}, in which their order is nothing; all else
-    as it is."""
+    """A data frame of all columns as {name: column}, whose order does not matter; anything else as it is."""
     return {str(name): columns[name] for name in columns.columns} if _is_frame(columns) else columns
 
 

@@ -1,5 +1,5 @@
-"""Puts the columns of clients one after another, once they are known to be alike; and the rows of clients
-that name theirs.
+"""Concatenates the columns of clients after checking that they are alike, and the row numbers of clients that
+name theirs.
 
 >>> columns, offsets = join([{"x": np.ones(3)}, {"x": np.zeros(1)}], np.array([7, 8]), {})
 >>> columns["x"].tolist(), offsets.tolist()
@@ -18,9 +18,9 @@ from fedjax_core.types import Columns
 
 
 def join(each: list[Columns], ids: np.ndarray, features: dict[str, Any]) -> tuple[Columns, np.ndarray]:
-    """The clients' columns one after another, and the offsets, once they are known to be alike.
+    """(the clients' columns one after another, offsets); raises unless all columns are alike.
 
-    Columns that say the names of their features themselves are put into the order of `features`.
+    Columns that name their features themselves are put into the order of `features`.
     """
     joined, sizes = [], np.zeros(len(each) + 1, np.int64)
     first, structure, names = checks.flat(each[0], whose(0, ids))

@@ -31,7 +31,7 @@ Parts = list[np.ndarray]
 
 
 class Skew(NamedTuple):
-    """How unlike clients came out in their sizes and labels."""
+    """How uneven a partition is in the sizes and labels of clients."""
 
     smallest: int  # examples
     largest: int

@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fitted:
-    """Steps with their parameters: what every client applies. `clients.map(fitted)` works, and `apply` at
+    """Steps with their parameters, which every client applies. `clients.map(fitted)` works, and `apply` at
     less cost."""
 
     steps: tuple[Step, ...]
@@ -84,8 +84,8 @@ class Fitted:
 
 
 def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
-    """The steps with their parameters from all clients' sums: those that a federation of these clients comes
-    to."""
+    """The steps with their parameters from all clients' sums: the same that a federation of these clients
+    gets."""
     checked = check_steps(steps)
     return finalize(
         checked,
@@ -94,7 +94,7 @@ def fit(steps: Sequence[Step], clients: Clients) -> Fitted:
 
 
 def sums_of(steps: Sequence[Step], columns: Columns, min_cell: int = 0) -> tuple[Sums, ...]:
-    """One client's sums, an entry a step. What fewer than `min_cell` examples have is left out."""
+    """One client's sums, an entry a step, without those of fewer than `min_cell` examples."""
     return tuple(step.sums(_column(step, columns), min_cell) for step in steps)
 
 
@@ -110,7 +110,7 @@ def finalize(steps: tuple[Step, ...], sums: Sequence[Sequence[Sums]]) -> Fitted:
 
 
 def check_steps(steps: Any) -> tuple[Step, ...]:
-    """The steps; raises where one is none, or two are for one column."""
+    """The steps, checked; raises where one is not a step, or two are for one column."""
     steps = (steps,) if hasattr(steps, "finalize") else tuple(steps)
     for step in steps:
         if not hasattr(step, "finalize"):

@@ -1,8 +1,8 @@
 """Steps of preprocessing for numbers: `Standardise`, `Impute` and `Rescale`, as if the clients' examples were
 pooled.
 
-Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there. They say what count, sum and
-sum of squares say, without their cancellation, and merge by
+Moments go as count, mean and M2 = sum (x - mean)^2 of the values that are there. They hold the same as count,
+sum and sum of squares, without the cancellation of these, and merge by
 
     d = mean_b - mean_a      mean = mean_a + d n_b / n      M2 = M2_a + M2_b + d^2 n_a n_b / n
 
@@ -24,11 +24,11 @@ import numpy as np
 from fedjax_core.data import checks, spill
 from fedjax_core.data.step import Folder, Sums
 
-_CHUNK_BYTES = 32 << 20  # of rows as float64 at a time, so that memory does not grow with the data
+_CHUNK_BYTES = 32 << 20  # bytes of rows as float64 at a time, so that memory does not grow with the data
 
 
 class _Moments:
-    """What steps share that go by count, mean and M2 of each number of a row."""
+    """The shared part of steps that use count, mean and M2 of each number of a row."""
 
     releases = ("moments",)
     column: str
@@ -70,7 +70,8 @@ class _Moments:
 
 @dataclass(frozen=True)
 class Standardise(_Moments):
-    """To mean 0 and variance 1 over all clients' values, in float32; a missing value becomes 0, the mean.
+    """Scales to mean 0 and variance 1 over all clients' values, in float32; a missing value becomes 0, the
+    mean.
 
     A constant number of a row becomes 0, as in scikit-learn's StandardScaler, and so does one that nobody
     has."""
@@ -95,7 +96,8 @@ class Standardise(_Moments):
 
 @dataclass(frozen=True)
 class Impute(_Moments):
-    """A missing value becomes the mean over all clients' values, in float32; 0 where nobody has one."""
+    """Replaces a missing value by the mean over all clients' values, in float32; by 0 where nobody has
+    one."""
 
     column: str = "x"
 
@@ -111,10 +113,10 @@ class Impute(_Moments):
 
 @dataclass(frozen=True)
 class Rescale:
-    """So that all clients' values lie from 0 to 1, in float32; a missing value becomes 0.
+    """Scales all clients' values to the range from 0 to 1, in float32; a missing value becomes 0.
 
-    Sites tell their smallest and largest value, which are those of single persons: a policy must name `range`
-    for that."""
+    Sites report their smallest and largest values, which are values of single persons: a policy must name
+    `range` for that."""
 
     column: str = "x"
     releases = ("range",)
@@ -185,7 +187,7 @@ def _chunks(x: np.ndarray, column: str) -> Iterator[np.ndarray]:
 
 
 def _rowwise(x: np.ndarray, column: str, one: Any, folder: Folder) -> np.ndarray:
-    """`one` of the rows in float64, some at a time, in float32."""
+    """`one` applied to the rows in float64, some at a time; the result is in float32."""
     scaled, begin = spill.room(x.shape, np.float32, x, folder), 0
     for rows in _chunks(x, column):
         scaled[begin : begin + len(rows)] = one(rows)

@@ -24,7 +24,7 @@ _CHUNK_BYTES = 16 << 20
 def room(
     shape: tuple[int, ...], dtype: Any, like: np.ndarray, folder: str | Path | None = None
 ) -> np.ndarray:
-    """An array to be written: in memory, or where `like` is memory-mapped and this is large in a file on the
+    """A new array to write to: in memory, or, if it is large and `like` is memory-mapped, in a file on the
     disk of `folder`."""
     nbytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if nbytes < LEAST_BYTES or map_of(like) is None:
@@ -33,7 +33,7 @@ def room(
         os.makedirs(folder, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
-            if hasattr(os, "posix_fallocate"):  # now, as a full disk would end the process later
+            if hasattr(os, "posix_fallocate"):  # reserves now: a full disk would end the process later
                 os.posix_fallocate(file.fileno(), 0, nbytes)
         except OSError as error:
             raise OSError(
@@ -45,7 +45,7 @@ def room(
 
 
 def taken(x: np.ndarray, rows: np.ndarray, folder: str | Path | None = None) -> np.ndarray:
-    """These rows of the column, copied, and where that is large and `x` is memory-mapped to such a file."""
+    """A copy of these rows of the column; in such a file if it is large and `x` is memory-mapped."""
     copy = room((len(rows), *x.shape[1:]), x.dtype, x, folder)
     step = max(1, _CHUNK_BYTES * len(x) // max(1, x.nbytes))
     for begin in range(0, len(rows), step):
@@ -55,7 +55,7 @@ def taken(x: np.ndarray, rows: np.ndarray, folder: str | Path | None = None) -> 
 
 
 def reordered(x: np.ndarray, places: np.ndarray, folder: str | Path | None = None) -> np.ndarray:
-    """The numbers of each row in another order, copied likewise."""
+    """A copy with the numbers of each row in another order, stored likewise."""
     copy = room(x.shape, x.dtype, x, folder)
     step = max(1, _CHUNK_BYTES * len(x) // max(1, x.nbytes))
     for begin in range(0, len(x), step):
@@ -65,7 +65,7 @@ def reordered(x: np.ndarray, places: np.ndarray, folder: str | Path | None = Non
 
 
 def settle(x: np.ndarray) -> None:
-    """Has what was written to a file go there, and its pages leave this process."""
+    """Writes an array in a file out to it, and gives its pages back."""
     mapping = map_of(x)
     if mapping is not None:
         mapping.flush()

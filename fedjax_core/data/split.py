@@ -29,9 +29,9 @@ def first_part(
     up) of each client's examples.
 
     `words` [N] are the clients' addresses; `by` [examples] the person, and `stratify` [examples] the class of
-    an example. With `by` it is the fraction of the persons; with `stratify` of each class, of which both
-    parts have at least one: raises where a class has one alone. A person is of the class of theirs that is
-    rarest at the client.
+    an example. With `by`, `fraction` is that of persons. With `stratify` it is that of each class, and both
+    parts have at least one of each: raises where a class has only one. A person counts for the one of their
+    classes that is rarest at the client.
     """
     if not 0 < fraction < 1:
         raise ValueError(
@@ -68,7 +68,7 @@ def _of_each_class(
     fraction: float,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Which persons, who are numbered from 0, are in the first part."""
+    """The persons, numbered from 0, that are in the first part."""
     if classes is None or not len(person):
         count = len(np.unique(person))
         return generator.permutation(count)[: int(fraction * count + 0.5)]

@@ -16,8 +16,8 @@ Sums = Mapping[str, np.ndarray]
 
 
 class Step(Protocol):
-    """One thing done to one column. All methods are pure; `merge` does not mind how clients are grouped,
-    beyond rounding."""
+    """A preprocessing step of one column. All methods are pure; up to rounding, `merge` does not depend on
+    how clients are grouped."""
 
     @property
     def column(self) -> str: ...

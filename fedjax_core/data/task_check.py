@@ -33,7 +33,7 @@ from fedjax_core.types import Array, Batch, Params
 
 log = logging.getLogger("fedjax_core")
 
-_ROWS = 8  # of which the loss is computed
+_ROWS = 8  # examples whose loss is computed
 _SCANNED = 64 << 20  # bytes of a column of whole numbers that are looked through for the largest
 _CHUNK = 256  # examples at a time, where all of them are looked at
 _LARGE = 1 << 30  # bytes of parameters from which nothing is computed: they may fit no single device
@@ -163,8 +163,8 @@ def _same(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def _telling(clients: Clients) -> np.ndarray:
-    """Positions of examples that are most likely to be none for the model: those with the largest and
-    smallest labels and codes."""
+    """Positions of the examples most likely to be invalid for the model: those with the largest and smallest
+    labels and codes."""
     likely: list[int] = []
     for column in jax.tree.leaves(clients.columns):
         if is_text(column) or not (column.ndim == 1 or column.dtype.kind in "iu"):

@@ -2,9 +2,9 @@
 
     clients begin ─► heap of (due, position) ─► K arrivals ─► those of one version are gathered in lanes ─► one step of the server
 
-Who arrives when does not depend on what is computed, so the arrivals of a step are known first, and their
-updates are computed when they are needed: all that began from one version together. A `run` is one step of
-the server; `fit` works as it does for rounds. With K = the cohort and no delays it is the synchronous run.
+Arrival times do not depend on computed values. So the arrivals of a step are determined first, and their
+updates are computed when needed: all that began from one version together. A `run` is one step of the server;
+`fit` works as it does for rounds. With K = the cohort and no delays it is the synchronous run.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -56,7 +56,7 @@ class Delays:
 
 
 class Clock(NamedTuple):
-    """What an asynchronous run has in the place of clients' state."""
+    """The client state of an asynchronous run: the clients at work, and the simulated clock."""
 
     flight: InFlight
     due: Array  # [N] int32 ticks: when a client at work arrives
@@ -119,7 +119,7 @@ class AsynchronousSimulator:
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
         """One step of the server: (state, metrics that add). Clients of the cohort begin when they are free;
-        others finish only.
+        others only finish.
 
         `stale` counts updates that were refused, `staleness` is the mean over those that counted, and `ticks`
         how long the step took."""

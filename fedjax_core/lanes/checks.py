@@ -35,16 +35,15 @@ def check_simulation(name: str, composed: Any, clients: Any, lanes: Any) -> None
 
 
 def check_model(composed: Round, clients: Clients, batch_size: int) -> None:
-    """Raises where the task does not fit the clients' examples, or where what is measured could not be
-    told."""
+    """Raises where the task does not fit the clients' examples, or a metric has a name or form that cannot be
+    reported."""
     check_data(composed.algorithm.task, clients, batch_size)
     check_metrics(composed, narrow(jax.tree.map(lambda x: x[:1], clients.columns)), batch_size)
     forget(clients.columns)
 
 
 def check_state(state: Any) -> None:
-    """Raises where a round cannot begin from the state: one that was used up, or of which a gradient is
-    taken."""
+    """Raises where a round cannot begin from the state: it was used up, or a gradient is taken of it."""
     leaves = [state.round, *jax.tree.leaves(state.server)]
     if any(isinstance(x, jax.core.Tracer) for x in leaves):
         raise TypeError(
@@ -69,8 +68,8 @@ def check_counts(composed: Round, counts: np.ndarray) -> None:
 
 
 def warn_outgrown(cohort_size: int, room: int) -> None:
-    """Says that a cohort larger than there is room for compiles again, and how to avoid that; where there was
-    no room yet, nothing."""
+    """Warns that a cohort larger than the room compiles again, and says how to avoid that; silent where there
+    was no room yet."""
     if room:
         log.warning(
             "a cohort of %d clients outgrows the %d that the program was compiled for, which compiles it again; "

@@ -1,4 +1,4 @@
-"""What one client does in one exchange, as functions of its place in the cohort, which lanes vmap.
+"""One client's work in one exchange, as functions of its place in the cohort, which lanes vmap.
 
 begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) ->
 Read"""
@@ -29,8 +29,7 @@ class Read(NamedTuple):
 
 
 class ClientProgram(NamedTuple):
-    """What any client of the cohort does in one exchange, by its place k in it: pure functions, for
-    `vmap`."""
+    """The work of any client of the cohort in one exchange, by its place k: pure functions, for `vmap`."""
 
     begin: Any  # (k, what it keeps) -> carry
     step: Any  # (carry, rows [B], k, which step) -> (carry, metrics)

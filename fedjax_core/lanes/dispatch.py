@@ -36,7 +36,7 @@ log = logging.getLogger("fedjax_core")
 
 
 class Load(NamedTuple):
-    """How much there is to do in some rounds."""
+    """The work in some rounds: clients, steps, examples, and places for examples."""
 
     clients: int
     steps: int
@@ -92,8 +92,8 @@ class DispatchBuilder:
         ]
 
     def fill(self, cohort_size: int, lanes: int) -> float:
-        """The share of so many lanes that the steps of such a cohort, drawn at random, fill; 1 where there
-        are none."""
+        """The share of `lanes` lanes that a random cohort of this size fills with steps; 1 where there are
+        none."""
         steps = [
             self.steps[self.longest][cohort] for cohort in typical_cohorts(len(self.clients), cohort_size)
         ]
@@ -103,11 +103,10 @@ class DispatchBuilder:
     def pack(
         self, cohorts: Sequence[Cohort], first: int, held: int, positions: Sequence[np.ndarray] | None = None
     ) -> tuple[Packed, Load]:
-        """Rounds `first`, `first` + 1, ... of these cohorts in arrays that hold `held` rounds, and how much
-        there is to do.
+        """Packs rounds `first`, `first` + 1, ... of these cohorts: (arrays that hold `held` rounds, the work
+        in them).
 
-        `positions` says where each client's row of what clients keep is, where that is not the client's own
-        position."""
+        `positions`: where each client's row of client state is, if not at the client's own position."""
         clients = [np.asarray(cohort.clients, np.int64) for cohort in cohorts]
         row_positions = clients if positions is None else positions
         nowhere = len(self.clients) if positions is None else min(len(self.clients), held * self.cohort_size)
@@ -151,7 +150,7 @@ class DispatchBuilder:
         return Packed(jax.tree.map(lambda *x: _stack(x, held), *places), schedules, streamed), load
 
     def _grown(self, room: dict[Work, int], kind: Work, needed: int, what: str) -> int:
-        """The room for this kind of work, made larger where it does not do."""
+        """The room for this kind of work, made larger where `needed` does not fit."""
         if needed > room[kind]:
             log.warning(
                 "a cohort needs %d %s, more than the %d foreseen: compiling again", needed, what, room[kind]

@@ -1,9 +1,9 @@
 """Evaluates a model on every client's examples: pooled and client by client, from the same sums.
 
-Batches never mix clients, so that a loss in which examples meet is right too. Many of them go to the device
-together, and there through the model at once; on a CPU one after another where the model has convolutions,
-windows or products of batches of matrices, whose forms with one more axis are slow there (us an example,
-1,024 of them, 2-core x86):
+Batches never mix clients, so that a loss in which examples meet is right too. Many batches go to the device
+together and through the model at once. On a CPU they go one after another where the model has convolutions,
+windows or products of batches of matrices: with one more axis these are slow there (us an example, 1,024 of
+them, 2-core x86):
 
     batches of 8, and of 64        at once          one after another
     CNN of two convolutions        521    517       65      57
@@ -47,13 +47,13 @@ from fedjax_core.task import Task, check_predictions, check_values
 from fedjax_core.types import Batch, Params
 from fedjax_core.xla.rewrite import jaxprs
 
-_SMALL = 2  # a batch of which only the shapes are looked at
+_SMALL = 2  # the size of a batch whose shapes alone are looked at
 _ROWS = 4096  # examples a dispatch: large enough to fill a device, small enough for any image
 
 
 def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params | None = None) -> Evaluation:
-    """The task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each client a
-    model of its own instead.
+    """Evaluates the task's metrics, without dropout and the like; `personal` (leaves [N, ...]) gives each
+    client a model of its own.
 
     Where a client's sum is not finite, the metric is pooled over the others, and `Evaluation.without` names
     it."""
@@ -71,8 +71,8 @@ def evaluate(task: Task, params: Params, clients: Clients, *, personal: Params |
 
 
 def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -> CrossEvaluation:
-    """Every model on every client's examples: the same numbers that `Federation.cross_evaluate` gathers from
-    sites."""
+    """Evaluates every model on every client's examples: the numbers that `Federation.cross_evaluate` gathers
+    from sites."""
     results: dict[tuple[int, int], tuple[int, Mapping[str, float]] | str] = {}
     check_data(task, clients, _SMALL, params=next(iter(models.values()), None))
     for m, params in enumerate(models.values()):
@@ -87,8 +87,8 @@ def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -
 
 
 def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: ClientState) -> Evaluation:
-    """The model of a state; where the algorithm gives each client a model of its own, each client on its
-    own."""
+    """Evaluates the model of a state; where the algorithm gives clients models of their own, each client on
+    its own."""
     personal = None
     if algorithm.personal is not None:
         if len(clients) != kept.population:

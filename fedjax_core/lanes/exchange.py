@@ -33,7 +33,7 @@ _LARGE = 1 << 15
 
 
 class Collected(NamedTuple):
-    """What the lanes of a device bring together in one exchange."""
+    """The sums and rows that the lanes of a device collect in one exchange."""
 
     acc: Any  # the aggregator's accumulator
     kept: Kept  # [K, ...]: what each client keeps now
@@ -48,7 +48,7 @@ class Collected(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """What each lane is at work on; leaves [L, ...]."""
+    """The state of each lane's current client; leaves [L, ...]."""
 
     carry: Any
     metrics: dict[str, Any]  # of the client so far: they count only if its report does
@@ -103,7 +103,7 @@ def collect(
 
 
 class _Context(NamedTuple):
-    """What does not change while the lanes of a device work through an exchange."""
+    """The inputs that do not change while the lanes of a device run an exchange."""
 
     composed: Round
     e: int
@@ -135,8 +135,8 @@ def _context(
 
 
 def _nothing(context: _Context, step_metrics: Any, first: Read) -> Collected:
-    """What was collected before the first report; of the shapes of a step's metrics and a report, both [L,
-    ...]."""
+    """The empty `Collected` before the first report, from the shapes of a step's metrics and of a report,
+    both [L, ...]."""
     one, reported, stats = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (step_metrics, first.metrics, first.stats)
     )
@@ -177,7 +177,7 @@ def _shown(show: tuple[str, ...], read: Read, seen: dict[str, Any]) -> dict[str,
 
 
 def _begin_lanes(context: _Context, begins: Array, k: Array, lanes: Lanes) -> Lanes:
-    """The lanes, of which those that `begin` have just begun with client k [L]."""
+    """The lanes after those chosen by `begins` have begun client k [L]."""
 
     def begin_lane(k: Array) -> Lanes:
         k = jnp.minimum(k, context.cohort - 1)
@@ -195,7 +195,7 @@ def _begin_lanes(context: _Context, begins: Array, k: Array, lanes: Lanes) -> La
 
 
 def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected: Collected) -> Collected:
-    """What is collected once the lanes that `end` have reported for client k [L]."""
+    """`collected` with the reports of the lanes chosen by `ends`, for client k [L]."""
 
     def end_one(lane: Array, so_far: Collected) -> Collected:
         one = jax.tree.map(lambda x: x[lane][None], lanes)
@@ -209,7 +209,7 @@ def _end_lanes(context: _Context, ends: Array, k: Array, lanes: Lanes, collected
 
 
 def _gather(context: _Context, ends: Array, k: Array, lanes: Lanes, so_far: Collected) -> Collected:
-    """What is collected with the reports of these lanes, of those that `end`."""
+    """`so_far` with the reports of the lanes chosen by `ends`."""
     composed, places, here, K = context.composed, context.places, context.here, context.cohort
     index = jnp.minimum(k, K - 1)
     read = jax.vmap(context.client.report)(index, lanes.carry, tree.take(so_far.kept, index))

@@ -1,8 +1,7 @@
-"""What each client brought back in a round of a simulator: its update, weight, state, stats and metrics,
-client by client.
+"""The reports of a simulated round, client by client: update, weight, state, stats and metrics.
 
 A round adds reports up as they come, and keeps none. `Simulator.inspect` runs the same round and keeps the
-pieces that are asked for, of every client, in the order of the cohort.
+requested pieces of every client's report, in the order of the cohort.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -27,8 +26,8 @@ from fedjax_core.types import Update
 
 
 class Visits(NamedTuple):
-    """What the clients of a cohort brought back from one exchange: leaves [K, ...] in its order, of NumPy;
-    None for what was not asked."""
+    """The reports of a cohort in one exchange: NumPy leaves [K, ...] in its order; None for pieces that were
+    not requested."""
 
     client: np.ndarray  # [K] int32: positions in the population
     here: np.ndarray  # [K] bool: whose report counts; the rows of others are zeros
@@ -41,11 +40,11 @@ class Visits(NamedTuple):
 
 
 PIECES = Visits._fields[3:]
-"""What can be asked for."""
+"""The pieces that can be requested."""
 
 
 def check_pieces(pieces: Sequence[str]) -> tuple[str, ...]:
-    """The pieces in the order of `PIECES`; raises ValueError for one that there is not, and for none."""
+    """The pieces in the order of `PIECES`; raises ValueError for an unknown one, and for none."""
     wanted = (pieces,) if isinstance(pieces, str) else tuple(pieces)
     if not wanted or not set(wanted) <= set(PIECES):
         raise ValueError(
@@ -55,7 +54,7 @@ def check_pieces(pieces: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_order(pieces: dict[str, Any], cohort: np.ndarray) -> Visits:
-    """What was found of K places or more, as rows of the clients of the cohort."""
+    """The pieces of K places or more, as rows of the clients of the cohort."""
     pieces = jax.device_get(pieces)
     sort = np.argsort(pieces["client"], kind="stable")
     rows = sort[np.searchsorted(pieces["client"][sort], cohort)]

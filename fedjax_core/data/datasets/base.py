@@ -32,7 +32,7 @@ _TIMEOUT_SECONDS = 30.0
 
 
 class Remote(NamedTuple):
-    """One published file: where it is, and how to know it."""
+    """One published file: its address, size and checksum."""
 
     name: str
     url: str
@@ -92,8 +92,7 @@ def _unreachable(dataset: str, file: Remote, files: Sequence[Remote], error: OSE
 
 
 def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> None:
-    """Fetches one file into its place; raises OSError where it cannot be had, DataError where it is another
-    file."""
+    """Downloads one file; raises OSError where it cannot be had, DataError where it is another file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{file.name}.")
     os.close(handle)
@@ -122,7 +121,7 @@ def _download(file: Remote, path: Path, attempts: int, wait_seconds: float) -> N
 
 
 def _fetch(file: Remote, partial: Path) -> str:
-    """Reads the address into `partial` with a progress line; the sha256 of what came."""
+    """Reads the address into `partial` with a progress line; returns the sha256 of what came."""
     digest, done = hashlib.sha256(), 0
     with urllib.request.urlopen(file.url, timeout=_TIMEOUT_SECONDS) as response, partial.open("wb") as out:
         while chunk := response.read(_CHUNK):

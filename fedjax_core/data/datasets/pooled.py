@@ -101,8 +101,8 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def _records(path: Path, part: str, labels: int) -> Clients:
-    """The records of those files of an archive whose name begins so: bytes of labels, of which the last
-    counts, then planes of colours."""
+    """The records of the archive's files whose names begin with `part`: label bytes, the last of which
+    counts, then colour planes."""
     with tarfile.open(path) as archive:
         names = sorted(
             name for name in archive.getnames() if Path(name).name.startswith(part) and name.endswith(".bin")

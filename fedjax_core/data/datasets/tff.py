@@ -100,7 +100,7 @@ def parse(record: bytes) -> Example:
 
 
 def _values(feature: memoryview) -> Any:
-    """Of a feature: its list of bytes, of floats or of whole numbers, packed or one by one."""
+    """The values of a feature: a list of bytes, floats or whole numbers, packed or one by one."""
     for values in _fields(feature, 1):
         return [bytes(value) for value in _fields(values, 1)]
     for values in _fields(feature, 2):
