@@ -61,6 +61,9 @@ class Task(NamedTuple):
     """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is
     not believed."""
 
+    people: tuple[str, ...] = ()
+    """Metrics that are 1 for some examples and 0 for the others, so that their sum counts people: a site tells
+    none of fewer than its `minimum.cell`, but for nobody."""
     features: Callable[[Params, Batch, Key], Array] | None = None
     """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in
     training."""

@@ -213,10 +213,13 @@ def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
     site.enforcement.check_examples(*site.data.judged_of)
     site.enforcement.check_cell(clients.examples)
     fields: dict[str, Scalar] = {"examples": clients.examples}
-    for name, total in client_update.totals(
-        site.study.round.algorithm.task, params, clients, client_update.EVALUATED
-    ).items():
-        fields |= site.enforcement.metric(name, {"total": total})
+    task, minimum = site.study.round.algorithm.task, site.enforcement.policy.minimum.cell
+    totals = client_update.totals(task, params, clients, client_update.EVALUATED)
+    # One count alone that is not told would be what the others leave of all examples: so none is.
+    few = any(0 < totals[name] < minimum for name in task.people if name in totals)
+    for name, total in totals.items():
+        if not (few and name in task.people):
+            fields |= site.enforcement.metric(name, {"total": total})
     return site.reply(header, fields)
 
 
