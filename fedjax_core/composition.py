@@ -27,27 +27,31 @@ from fedjax_core.aggregators.stack import stack
 from fedjax_core.algorithms.base import Algorithm, Each, Exchange, named
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.constants import remembered
+from fedjax_core.downlink import check_known, with_memory
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
 from fedjax_core.types import Batch, Columns, Key, Server, Update, known
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
+from fedjax_core.uplink.delta import Delta
 
 
 def compose(
     algorithm: Algorithm,
     uplink: Stage | None = None,
     aggregator: Aggregator | None = None,
-    downlink: Stage | None = None,
+    downlink: Stage | Delta | None = None,
 ) -> Round:
     """Joins the pieces into a Round; raises, naming the piece and the way out, where they do not fit.
 
     Without an `uplink` updates are sent as they are; without an `aggregator` they are averaged by weight, or
     stacked for an algorithm that needs every one of them. `downlink` is a stage for the server's messages:
     the server encodes, and keeps the state that a client keeps on the way up (such as the residual of
-    `feedback`); every client expands.
+    `feedback`); every client expands. A `fc.uplink.delta` has memory at both ends.
     """
-    uplink, downlink = chain() if uplink is None else uplink, chain() if downlink is None else downlink
+    uplink = chain() if uplink is None else uplink
+    coded = downlink if isinstance(downlink, Delta) else None
+    down: Any = chain() if downlink is None else coded.as_stage if coded is not None else downlink
     needs_all = isinstance(algorithm, Algorithm) and any(x.reports == "all" for x in reporting(algorithm))
     aggregator = (stack() if needs_all else mean()) if aggregator is None else aggregator
     pieces = (
@@ -55,7 +59,7 @@ def compose(
         (uplink, Stage, "uplink"),
         (aggregator, Aggregator, "aggregator"),
     )
-    for value, kind, name in (*pieces, (downlink, Stage, "downlink")):
+    for value, kind, name in (*pieces, (down, Stage, "downlink")):
         if not isinstance(value, kind):
             way_out = (
                 "join several stages with fc.uplink.chain(a, b)"
@@ -67,10 +71,13 @@ def compose(
             )
     check_exchanges(algorithm)
     algorithm = named(algorithm)
+    if coded is not None:
+        check_known(coded, uplink)
+        algorithm = with_memory(algorithm, coded)
     check_meeting(algorithm, uplink, aggregator)
     if (slots := max((x.slots for x in reporting(algorithm)), default=1)) > 1:
         aggregator = slotted(aggregator, slots)
-    composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, downlink)
+    composed = Round(promises.kept(in_32_bits(algorithm), uplink), uplink, aggregator, down)
     _check_shapes(composed)
     if uplink.promises.noise is not None:
         promises.check(composed.algorithm, uplink, aggregator, reports_of(composed))

@@ -33,6 +33,7 @@ from fedjax_core.algorithms.base import Algorithm, Client, Exchange, Report, See
 from fedjax_core.composition import compose
 from fedjax_core.data.batches import Amount
 from fedjax_core.data.clients import Clients
+from fedjax_core.downlink import Remembering
 from fedjax_core.lanes.simulator import Simulator
 from fedjax_core.round import State
 from fedjax_core.types import Carry, Key, Message, Params
@@ -61,6 +62,8 @@ def newcomers(
         raise ValueError(
             f"{algorithm.name} gives clients no models of their own: fc.personalise fits the global model to each client"
         )
+    if isinstance(state.server, Remembering):  # they have no memory, and are given the message as it is
+        state = state._replace(server=state.server.server)
     key = jax.random.key(0) if key is None else key
     begun, params = algorithm.init_params(key), state.params
     structure: Any = jax.tree.structure(params)

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from fedjax_core import keys, tree
 from fedjax_core.algorithms.base import Aggregate, nothing
 from fedjax_core.constants import remembered
+from fedjax_core.downlink import Remembering
 from fedjax_core.round import Kept, Round, State, reports_of, state_shapes
 from fedjax_core.types import Array, Key, Message, Own, Params, Update
 from fedjax_core.uplink.base import Sender, by_itself, chain
@@ -48,6 +49,11 @@ def incompatibility(composed: Round, masked: bool = False) -> str | None:
         return (
             f"a round of {algorithm.name} has {len(algorithm.exchanges)} exchanges, of which the later need "
             "what came of the earlier ones"
+        )
+    if isinstance(state.server, Remembering):
+        return (
+            f"{composed.downlink.name} sends differences from what clients received before, which have no order here: "
+            "use a downlink= that keeps nothing, such as the bare stage"
         )
     if jax.tree.leaves(state.clients.own):
         return (

@@ -44,10 +44,13 @@ def methods() -> dict[str, tuple[Path, str]]:
     """{method: (its file, its paper)} of what gives an algorithm, of stages and aggregators with a paper, and
     of the variants."""
     found = {}
-    for part, kind in ((fc.aggregators, fc.aggregators.Aggregator), (fc.uplink, fc.uplink.Stage)):
+    for part, kinds in (
+        (fc.aggregators, (fc.aggregators.Aggregator,)),
+        (fc.uplink, (fc.uplink.Stage, fc.uplink.Delta)),
+    ):
         for name in part.__all__:
             function = getattr(part, name)
-            if inspect.isfunction(function) and function.__annotations__.get("return") is kind:
+            if inspect.isfunction(function) and function.__annotations__.get("return") in kinds:
                 file = Path(inspect.getfile(inspect.unwrap(function)))
                 if _CITED.search(" ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())):
                     found[name] = file, paper(file)

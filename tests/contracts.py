@@ -52,6 +52,8 @@ DIFFERENT = (
     "banded gaussian",
     "local gaussian",
     "downlink",
+    "delta",
+    "delta for each",
     "remembers, draws",
     "nnm, centered clipping",
     "total",

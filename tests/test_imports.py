@@ -66,10 +66,11 @@ ALLOWED = {
     "compatibility": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
     "precision": NOUNS | {"algorithms.base"},
     "promises": NOUNS | {"algorithms.base", "aggregators.base", "uplink.base"},
-    "composition": NOUNS | PIECES | {"round", "precision", "promises", "compatibility"},
+    "downlink": NOUNS | {"algorithms.base", "uplink.base", "uplink.delta"},
+    "composition": NOUNS | PIECES | {"round", "precision", "promises", "compatibility", "downlink"},
     "tallies": NOUNS | {"round", "uplink.base"},
     "attacks": NOUNS | {"round", "composition", "data", "algorithms.base", "aggregators.base", "uplink.base"},
-    "partial": NOUNS | {"round", "algorithms.base", "aggregators.base", "uplink.base"},
+    "partial": NOUNS | {"round", "downlink", "algorithms.base", "aggregators.base", "uplink.base"},
     "buffer": NOUNS | {"data"},
     "client_state": NOUNS | {"round", "data"},
     "xla": NOUNS | {"round"},
@@ -81,7 +82,7 @@ ALLOWED = {
     "sites": ENGINE | {"lanes", "stats", "disclosure", "intake", "secure_aggregation"},
     # What it runs is a round of lanes, in which nothing is sent.
     "personalise": NOUNS | {"composition", "algorithms.base", "algorithms.local_training", "data", "lanes"},
-    "newcomers": NOUNS | {"composition", "round", "algorithms.base", "data", "lanes"},
+    "newcomers": NOUNS | {"composition", "round", "downlink", "algorithms.base", "data", "lanes"},
     "knn_per": NOUNS | {"data"},
     # What a round of lanes shows of each client, joined again without some of them.
     "contribution": NOUNS | {"round", "lanes"},

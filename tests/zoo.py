@@ -517,6 +517,17 @@ ZOO: dict[str, Entry] = {
             downlink=uplink.feedback(uplink.quantize(bits=4)),
         )
     ),
+    # what the server sends is a difference from what clients have
+    "delta": Entry(
+        lambda n=N: compose(algorithms.mime(task(), SGD), downlink=uplink.delta(uplink.topk(0.3), n))
+    ),
+    "delta for each": Entry(
+        lambda n=N: compose(
+            algorithms.scaffold(task(), 0.1, n),
+            uplink=lossy(),
+            downlink=uplink.delta(uplink.quantize(bits=4), n, per_client=True),
+        )
+    ),
     # aggregators
     # the first all others have
     **{name: aggregated(make) for name, make in AGGREGATORS.items() if name not in ("mean", "total")},

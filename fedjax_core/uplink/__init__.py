@@ -14,6 +14,7 @@ from fedjax_core.uplink.base import (
 )
 from fedjax_core.uplink.clip import clip
 from fedjax_core.uplink.count_sketch import count_sketch
+from fedjax_core.uplink.delta import Delta, delta
 from fedjax_core.uplink.drive import drive
 from fedjax_core.uplink.eden import eden
 from fedjax_core.uplink.ef21 import ef21
@@ -31,6 +32,7 @@ from fedjax_core.uplink.terngrad import terngrad
 from fedjax_core.uplink.topk import topk
 
 __all__ = [
+    "Delta",
     "Info",
     "Promises",
     "Sender",
@@ -39,6 +41,7 @@ __all__ = [
     "chain",
     "clip",
     "count_sketch",
+    "delta",
     "drive",
     "eden",
     "ef21",
