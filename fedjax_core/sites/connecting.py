@@ -1,5 +1,4 @@
-"""How a federation reaches its sites: sites in threads of this process, or their actors over Ray; and the
-coordinator's own key."""
+"""Connects a federation to its sites, in threads here or over Ray, and loads the coordinator's key."""
 
 import contextlib
 from pathlib import Path
@@ -18,8 +17,7 @@ def connect(
     files: list[SiteFile], study: Study, coordinator: PublicKey, transport: Any, *, address: str | None, insecure_local: bool,
     watched: bool, closing: contextlib.ExitStack,
 ) -> tuple[Transport, dict[str, PublicKey]]:  # fmt: skip
-    """(the transport to these sites, the keys that they say are theirs); what is to be ended with it goes to
-    `closing`."""
+    """(the transport to these sites, the keys that they report); resources to release go to `closing`."""
     if transport == "in-process":
         sites = [closing.enter_context(_site(one, study, coordinator)) for one in files]
         return InProcess(sites), {site.name: site.context.key.public for site in sites}
@@ -34,13 +32,12 @@ def connect(
 
 
 def counted(transport: Any) -> dict[str, int]:
-    """How many examples each site has whose data this process opened itself, so that it need not believe
-    it."""
+    """{site: number of examples}, counted here, as this process opened the data itself."""
     return {name: site.context.data.raw.examples for name, site in transport.sites.items()}
 
 
 def _site(site_file: SiteFile, study: Study, coordinator: PublicKey) -> Site:
-    """The site; what its data raise is told with its name."""
+    """The site; an error while it opens its data gets a note with its name."""
     try:
         return Site(site_file, study, coordinator)
     except Exception as error:
@@ -49,7 +46,7 @@ def _site(site_file: SiteFile, study: Study, coordinator: PublicKey) -> Site:
 
 
 def own_key(folder: Path | None) -> SiteKey:
-    """The coordinator's key, made where there is none."""
+    """The coordinator's key from the folder, or a new one if there is none."""
     if folder is None:
         return SiteKey.make(COORDINATOR)
     path = folder / f"{COORDINATOR}.key"

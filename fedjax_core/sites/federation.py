@@ -1,19 +1,20 @@
-"""`Federation`: a `Round` over real sites, which keep their data and what they keep between rounds.
+"""`Federation`: runs a `Round` over real sites, whose data and client state stay with them.
 
-    request  ─transport─►  Site.handle  ─transport─►  decode ─► guard ─► gate ─► receive ─► aggregate ─► conclude
+    request ─transport─► Site.handle ─transport─► decode ─► replay? ─► validate ─► aggregate ─► conclude
 
-The same `init`, `run` and `fit` as the simulator, and with all sites the same numbers. Time has one rule: an
-exchange waits for its cohort until nothing has come for `idle_seconds`, or until its deadline; a site that
-was silent is waited for a `grace` from then on. What is late, repeated, damaged, forged, of another round,
-shape, configuration or data set, not finite or out of bounds is set aside, recorded in the audit log, and the
-round goes on while the quorum holds; who lacked is said by name. Below it those who are missing are asked
-again, and then `Paused` is raised: the state is what it was, and `run` can be called again.
-Reports meet in the order of the cohort, so the same set of sites gives the same bits, whoever came first.
+It has the simulator's `init`, `run` and `fit`, and gives the same numbers when all sites report. An exchange
+waits for its cohort until its deadline, or until nothing has come for `idle_seconds`; a site that was silent
+once gets only a `grace` from then on. A reply is rejected, and recorded in the audit log, if it is late,
+repeated, damaged or forged, if it belongs to another round, shape, configuration or data set, or if it is not
+finite or out of bounds. The round goes on while the quorum holds, and the missing sites are named. Below the
+quorum they are asked again; then `Paused` is raised, the state is unchanged, and `run` can be called again.
+Reports are added in the order of the cohort, so the same set of sites gives the same bits in whatever order
+they arrive.
 
-The `State` holds all that crosses a round but what sites keep; of that it has the version that counted, so a
-coordinator that falls back to a checkpoint takes its sites back with it. A site's report counts once: repeats
-within a process are refused by their number, and after a restart a repeat could only be of the same round,
-model and numbers.
+The `State` holds all that crosses a round except the sites' client state, of which it holds the valid
+version. So a coordinator that goes back to a checkpoint takes its sites back with it. A report counts once:
+within a process, repeats are refused by their number; after a restart, a repeat can only be of the same
+round, model and numbers.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -81,43 +82,41 @@ log = logging.getLogger("fedjax_core")
 __all__ = ["Federation", "Paused", "Rules", "Versions"]
 
 _ANY = 2**63 - 1
-"""Examples, of a site whose number is not doubted."""
+"""The limit on the number of examples of a site whose claim is trusted."""
 
 
 @remembered(maxsize=16)
 def _begin(composed: Round) -> Callable[..., State]:
-    """The state that a federation begins with, compiled once for each round."""
+    """The function that makes a federation's first state, compiled once for each `Round`."""
     return jax.jit(partial(composed.init, population=1))
 
 
 class Federation:
     """Runs rounds of `composed` over sites. Use it in a `with`, or `close` it.
 
-    `sites`: a `SiteFile` (or the path of one) each. `transport="ray"` starts a long-lived actor for each: by
-    its name alone, so that it reads its own file on its own machine (`fedjax_core.sites.own_file`); only a
-    `SiteFile` made in Python is handed over, with the study where it names none, and only where no `address`
-    is given. "in-process" has them in threads here; any other `Transport` is used as it is, with a `roster`
-    of the sites' keys. `folder` keeps the coordinator's key, its audit log and what sites said of themselves.
+    `sites`: the `SiteFile` of each, or its path. `transport="ray"` starts a long-lived actor for each site by
+    its name alone, so that it reads its own file on its own machine (`fedjax_core.sites.own_file`). Only
+    without an `address` is a `SiteFile` made in Python handed over, with the study if it names none.
+    "in-process" runs the sites in threads here; any other `Transport` is used as it is, with a `roster` of
+    the sites' keys. `folder` keeps the coordinator's key, its audit log and the sites' descriptions.
 
-    `epsilon`: what the whole run may tell, as the sites' own studies say it. Clip and noise are those that
+    `epsilon`: the privacy loss of the whole run, as in the sites' own studies; clip and noise are those that
     the uplink promises. `prepare`: steps such as `[fc.preprocess.Standardise("x")]`, which every site applies
-    to its own columns, with numbers from sums of all sites' columns, asked for once; they are in `folder`,
-    too.
-    `departments`: the clients are the departments into which sites divide their examples
-    (`SiteFile.departments`), a site without any is one; each site sends one mean of their reports, and the
-    numbers are those of a simulator of them all (sites/site/departments.py). `features`, as in `{"x": ["age",
-    "weight"]}`: the order into which each site brings the features of a column, by their names. `held_out`: a
-    share, such as 0.2, of each site's examples that are not trained on, and on which every evaluation is
-    (`fedjax_core.sites.site.held_out`); without, evaluation is on what was trained on. `run_name` names the
-    run in messages and in the sites' folders: another run begins anew there. Where the uplink has
-    `fc.uplink.secure`, the coordinator reads the sum of the reports and no report: over four short stages
-    more, which drop-outs at any stage do not end while enough sites stay
-    (`fedjax_core.sites.coordinator.secure`). With a `buffer` it is asynchronous (FedBuff): a round is a step
-    of the server from `buffer.size` reports, each site works on the newest model there was when it was free,
-    and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`)."""
+    to its own columns with parameters from the sums of all sites; these are asked for once, and kept in
+    `folder`. `departments`: the clients are the departments of the sites (`SiteFile.departments`; a site
+    without any is one client). Each site sends one mean of their reports, and the numbers are those of a
+    simulator of all departments (sites/site/departments.py). `features`, such as `{"x": ["age", "weight"]}`:
+    the order into which each site puts the named features of a column. `held_out`: the share, such as 0.2, of
+    each site's examples that are kept for evaluation (`fedjax_core.sites.site.held_out`); without it,
+    evaluation uses the training examples. `run_name` names the run in messages and in the sites' folders:
+    another run begins anew there. With `fc.uplink.secure` in the uplink, the coordinator reads only the sum
+    of the reports; that takes four more short stages, and drop-outs do not end it while enough sites stay
+    (`fedjax_core.sites.coordinator.secure`). With a `buffer` it is asynchronous (FedBuff): a round is a
+    server step from `buffer.size` reports, each site trains the newest model of the moment when it became
+    free, and nobody waits for the slowest (`fedjax_core.sites.coordinator.asynchronous`)."""
 
     private = True
-    """What `fit` writes of its runs is for its owner alone."""
+    """Files that `fit` writes about its runs are readable by their owner alone."""
 
     def __init__(
         self,
@@ -240,8 +239,8 @@ class Federation:
                 self._rounds = AsynchronousRounds(here, buffer, **ends, record=self._record)
             self._lacked = LackedRounds()
             self.prepared = self._prepare()
-            """The steps of `prepare` with the numbers of all sites, to `apply` to data at hand; None without
-            steps."""
+            """The steps of `prepare` with the parameters from all sites, to `apply` to local data; None
+            without steps."""
         except BaseException:
             self._exit.close()
             raise
@@ -258,15 +257,15 @@ class Federation:
         self.close()
 
     def close(self) -> None:
-        """Lets the sites go, and closes the audit log."""
+        """Releases the sites, and closes the audit log."""
         self._exit.close()
 
     @property
     def rules(self) -> Rules:
-        """How long an exchange waits, and for how many; may be set between rounds.
+        """The `Rules` of deadlines and quorum; they may be set between rounds.
 
-        Raises ValueError for `idle_seconds` where sites over Ray cannot be asked for their progress: those of
-        a federation that began without.
+        Raises ValueError for `idle_seconds` if the federation began without it: its sites over Ray cannot
+        report their progress.
         """
         return self._collector.rules
 
@@ -281,8 +280,8 @@ class Federation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that changes the answer, to the last bit, besides the `Round`, the data, and what counted by
-        the `rules` of each round."""
+        """All settings that can change the result's bits, apart from the `Round`, the data, and which sites
+        counted in each round."""
         study = self.study
         plain = {
             "batch_size": study.batch_size,
@@ -300,21 +299,22 @@ class Federation:
 
     @property
     def judged_on(self) -> Literal["held-out", "trained on"]:
-        """On which of the sites' examples a model is evaluated."""
+        """Which of the sites' examples models are evaluated on."""
         return "held-out" if self.study.held_out else "trained on"
 
     def init(self, key: Key, params: Params | None = None) -> State:
-        """The state before the first round; from `params` where given, else as the task begins from `key`."""
+        """The state before the first round, from `params`, or else from the task's own `init(key)`."""
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = _begin(self.round)(key, params=params)
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)
         return self._rounds.init(state)
 
     def run(self, state: State, cohort: Any, *, donate: bool = False) -> tuple[State, dict[str, Any]]:
-        """One round with the sites at these positions: (state, metrics that add). Raises `Paused` where too
-        few report.
+        """Runs one round with the sites at these positions: (state, metrics that add).
 
-        Who of them was not in it is said once, for as long as it lasts, and `lacked` tells it of each round.
+        Raises `Paused` if too few report.
+
+        A missing site is logged once for as long as it is missing; `lacked` names it for each round.
         """
         number = int(state.round)
         self._joining.look(number)
@@ -325,16 +325,15 @@ class Federation:
     def run_many(
         self, state: State, cohorts: Sequence[Any], *, donate: bool = False
     ) -> tuple[State, dict[str, Any]]:
-        """Rounds one after another: (state, metrics with leaves [R])."""
+        """Runs rounds one after another: (state, metrics with leaves [R])."""
         return one_by_one(self.run, state, cohorts, donate=donate)
 
     def evaluate(self, state: State, clients: Any = None) -> Evaluation:
-        """The model on every site's examples, counted there; where sites keep a model of their own, each on
-        its own.
+        """Evaluates the model, or each site's personalised model, at every site on the site's own examples.
 
-        The examples are those held out, or those trained on where the study holds nobody out: `Evaluation.on`
-        says which. A metric is pooled over the sites that tell it; `Evaluation.without` names the others, and
-        why."""
+        The examples are those held out, or the training examples if the study holds none out: `Evaluation.on`
+        says which. A metric is pooled over the sites that report it; `Evaluation.without` names the others,
+        with reasons."""
         if clients is not None:
             raise ValueError(
                 "a federation evaluates at its sites; for data at hand use fc.evaluate(task, state.params, clients)"
@@ -343,10 +342,10 @@ class Federation:
         return pooling.evaluation(self._names, believed, reasons, self.judged_on)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
-        """Each metric of the sites at these positions [n], {name: [n]}, for a sampler that chooses by them.
+        """{metric: [n]} of the sites at these positions [n], for a sampler that chooses by metrics.
 
-        Only these sites are asked, for the examples that `evaluate` goes by. NaN where one does not answer,
-        does not tell it, or is not believed.
+        Only these sites are asked, and they use the same examples as in `evaluate`. The value of a site is
+        NaN if it does not answer, does not report the metric, or is not believed.
         """
         positions = as_cohort(clients, len(self.clients)).clients.tolist()
         believed, reasons = self._ask(state, positions)
@@ -359,7 +358,8 @@ class Federation:
         }
 
     def _ask(self, state: State, positions: list[int]) -> tuple[pooling.Believed, dict[int, str]]:
-        """(what these sites tell of the state's model, why others of them do not)."""
+        """(the metrics that these sites report of the state's model, the reasons of those that report
+        none)."""
         context = RunContext(state, self._rounds.versions(state))
         return evaluation.ask(
             self.round.algorithm,
@@ -372,11 +372,9 @@ class Federation:
         )
 
     def cross_evaluate(self, models: Mapping[str, Params], *, round: int = 0) -> CrossEvaluation:
-        """Every model ({name: params}) on every site's examples, counted there; sites that do not answer are
-        holes with their reason.
+        """Evaluates every model ({name: params}) at every site; a site without an answer is a gap.
 
-        The examples are those held out, or those trained on where the study holds nobody out.
-        `round` is the one under which messages and audit logs have it.
+        The examples are those of `evaluate`. `round` is the number that messages and audit logs carry.
         """
         like = jax.eval_shape(self.round.algorithm.task.init, keys.shape())
         return evaluation.cross_evaluate(
@@ -385,8 +383,8 @@ class Federation:
         )  # fmt: skip
 
     def statistic(self, statistic: Statistic) -> list[Sums]:
-        """The sums of a statistic at every site, in their order, for `fc.stats`. Raises `Paused` where a site
-        does not tell them."""
+        """The sums of a statistic at every site, in order, for `fc.stats`. Raises `Paused` if one is
+        missing."""
         return collect_sums(statistic, self._collector, self._requests, self._record)
 
     @property
@@ -395,28 +393,25 @@ class Federation:
         return list(self._names)
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for the run to go on from this state; plain values, for its
-        checkpoint."""
+        """The client state that sites must keep for a resume from this state, as plain values."""
         return self._rounds.needs(state)
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """From now on the run goes on only from states that have these `needs`, or from the one at hand:
-        sites forget the rest.
+        """Lets sites forget all client state that neither these `needs` nor the present state require.
 
-        `fc.fit` says so with every checkpoint. None: from others too, so that sites keep their last versions
-        (`request.RECENT`) as well."""
+        `fc.fit` calls it with every checkpoint. None: the run may go on from other states too, so sites also
+        keep their last versions (`request.RECENT`)."""
         self._requests.recovery.retain(needs)
 
     def lacked(self, round: int) -> dict[str, str]:
-        """{site: why} of those who were asked to be in this round, numbered from 1 as in `fit`'s records, and
-        were not.
+        """{site: reason} of the sites missing in this round, numbered from 1 as in `fit`'s records.
 
-        It is known of the last thousand rounds of this process.
+        Kept for the last thousand rounds of this process.
         """
         return self._lacked.of(round - 1)
 
     def note(self, what: str, round: int, details: Mapping[str, Scalar]) -> None:
-        """Into the coordinator's audit log, where there is one: what becomes of a run between rounds."""
+        """Records what happens to a run between rounds in the coordinator's audit log, if there is one."""
         self._record(COORDINATOR, what, round, details)
 
     def _checked(self, rules: Rules) -> Rules:

@@ -1,11 +1,11 @@
-"""Finds a site's own file on the site's own machine, whoever started the site's process from elsewhere.
+"""Finds a site's own file on the site's own machine, though the coordinator starts the site's process.
 
     FEDJAX_CORE_SITE=/srv/federation/site.toml      for whatever starts the process; several: separated as in PATH
 
 `fedjax-core node site.toml` sets it; with `ray start` it is set by hand.
-A coordinator says the site's name and nothing else. Its copy of the file is its own affair: of each setting
-that stands in it a digest comes along, and where one differs from the site's own, the site says which,
-records it in its audit log, and is not started.
+A coordinator names the site and nothing else. It sends a digest of each setting in its own copy of the file.
+If one differs from the site's own setting, the site names the setting, records that in its audit log, and
+does not start.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -28,19 +28,18 @@ from fedjax_core.sites.refusal import Refused, listed
 from fedjax_core.sites.site_file import PLACE, SiteFile
 
 VARIABLE = "FEDJAX_CORE_SITE"
-"""Names the files of the sites on a machine."""
+"""The environment variable that lists the files of the sites on a machine."""
 
 
 class NotOwn(Refused):
-    """A site cannot be started from its own file, or was asked to be started by another. The text names
-    settings and no value of any."""
+    """A site cannot start from its own file, or was to start from another; the text has no settings'
+    values."""
 
     code = "not-own"
 
 
 def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
-    """The file of the site of this name, of those that this machine names; raises `NotOwn` where there is
-    none."""
+    """The file of the site of this name, among those that the variable lists; raises `NotOwn` without one."""
     value = environment.get(VARIABLE, "")
     if not value:
         raise NotOwn(
@@ -64,7 +63,7 @@ def find(name: str, environment: Mapping[str, str] = os.environ) -> SiteFile:
 
 
 def paths(value: str) -> list[Path]:
-    """The files that a value of the variable names: one, whatever characters its path has, or several."""
+    """The files that a value of the variable lists: one path with whatever characters, or several paths."""
     whole = Path(value).expanduser()
     return (
         [whole] if whole.is_file() else [Path(path).expanduser() for path in value.split(os.pathsep) if path]
@@ -72,11 +71,10 @@ def paths(value: str) -> list[Path]:
 
 
 def check(own: SiteFile, copy: Mapping[str, str]) -> None:
-    """Raises `NotOwn` where the site's own file leaves to the coordinator what is the site's, or the
-    coordinator's copy differs from it.
+    """Raises `NotOwn` if the site's own file lacks a setting, or the coordinator's copy differs from it.
 
-    `copy`: of each setting in the copy, its digest (`SiteFile.digests`). Where Ray places the site is the
-    coordinator's to say, unless the site's file says it, too.
+    `copy`: the digest of each setting in the copy (`SiteFile.digests`). The coordinator may choose where Ray
+    places the site, unless the site's own file does.
     """
     for setting, what in (
         ("data", "data"),

@@ -1,8 +1,7 @@
-"""`Refused`: why a message is not accepted, as a code and a reason that may travel, and values as a reason
-may show them.
+"""`Refused`: the error for a message that is not accepted, with a code and a reason that are safe to send and
+print.
 
-The texts of refusals travel and are kept, so they name settings, sizes and names, and never a value of
-somebody's data.
+Refusals travel and are kept. So their texts name settings, sizes and names, never values of anybody's data.
 
 >>> listed(["charite", "mayo"]), shown("x" * 100)[-5:]
 ("'charite', 'mayo'", 'xx...')
@@ -16,23 +15,22 @@ from collections.abc import Iterable
 from typing import ClassVar
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""What a site, and all else that is named in these messages, may be called: it goes into file names, TOML
-keys and terminals."""
+"""The names allowed for sites and everything else in messages: safe in file names, TOML keys and
+terminals."""
 
 
 class Refused(ValueError):
-    """Something that came in was not accepted. The text says why and what to do, and holds no values of
+    """A message or file was not accepted. The text says why and what to do, and contains no values of
     anybody's data."""
 
     code: str = "refused"
     """The reason in one word, for audit entries and counts."""
     of_data: ClassVar[bool] = False
-    """Whether the reason may have to do with a site's data: a site then says no more than that it
-    declined."""
+    """Whether the reason may depend on a site's data: the site then only says that it declined."""
 
 
 def check_name(name: str, what: str) -> str:
-    """`name` itself; raises where it could not be a name of ours."""
+    """`name` itself; raises ValueError if it is not an allowed name."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"{what} {shown(name)} is not a name: use 1 to 64 letters, digits, '-' and '_', beginning with a letter or digit"
@@ -41,7 +39,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text without what cannot be printed."""
+    """The text without unprintable characters."""
     return text if text.isprintable() else "".join(c for c in text if c.isprintable())
 
 
@@ -52,6 +50,6 @@ def shown(value: object) -> str:
 
 
 def listed(names: Iterable[object]) -> str:
-    """Names for a message, the first five of them."""
+    """The names as a list for a message: the first five, and how many more."""
     every = [shown(name) for name in names]
     return ", ".join(every[:5]) + (f" and {len(every) - 5} more" if len(every) > 5 else "")

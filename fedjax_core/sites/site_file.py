@@ -1,6 +1,6 @@
-"""The file that says what a site is: its name, where its data and folder are, its study, policy and keys.
+"""`SiteFile`: a site's configuration file, with its name, data, folder, study, policy and keys.
 
-It is the site's, and lies at the site: a coordinator's copy needs `name` and `resources` alone (own_file.py).
+It belongs to the site and stays there: a coordinator's copy needs only `name` and `resources` (own_file.py).
 
     name = "charite"                      site.toml
     folder = "/srv/federation"            of its state, ledger and errors
@@ -46,62 +46,61 @@ from fedjax_core.sites.study import is_function
 from fedjax_core.sites.wire.identity import SiteKey
 
 PLACE = ("resources", "node")
-"""The settings that say on which node of Ray the site is."""
+"""The settings that choose the Ray node on which the site runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteFile:
-    """What a site is, as its staff writes it down; `read` reads the file."""
+    """The configuration of a site, as its staff writes it; `read` reads the file."""
 
     name: str
     data: Any = None
     """A folder, "module:function", a function, or, in one's own process or trust domain, the `Clients`
-    themselves. None: in a copy."""
+    themselves. None in a coordinator's copy."""
     data_was: str | None = None
-    """The fingerprint that the data had before, where they have changed in the middle of a run and are meant
-    to have."""
+    """The former fingerprint of the data, to declare that they were changed on purpose during a run."""
     folder: Path | None = None
-    """Where state, ledger and errors are kept; None keeps nothing, for tries in memory."""
+    """Where client state, audit log and errors are kept; None keeps nothing, for trials in memory."""
     account: Path | None = None
-    """The folder of the account of epsilon, where several studies of one institution, each with a folder of
-    its own, have one together. None: the site's own folder."""
+    """The folder of the privacy ledger (epsilon), if several studies of one institution share one. None: the
+    site's own folder."""
     left_gb: float = 0.0
-    """So many GB of tensors that left are kept in the folder, to be read again (left.py); the ledger has
-    small ones anyway."""
+    """How many GB of the tensors that left the site are kept in the folder, to be read again (left.py); the
+    audit log has small ones anyway."""
     study: str | None = None
-    """"module:function", installed at the site. None: given at construction, in one's own process or trust
-    domain only."""
+    """"module:function", installed at the site. None: handed over at construction, in one's own process or
+    trust domain only."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     policy: Path | None = None
-    """None: the first configuration asked for is the only one, and the usual fields and the task's metrics
+    """None: the first study asked for is the only one allowed, and the usual fields and the task's metrics
     may leave (`usual_policy`)."""
     key: Path | None = None
-    """None: one is made in the folder, or in memory."""
+    """None: a key is made in the folder, or in memory."""
     coordinator: Path | None = None
     roster: Path | None = None
-    """Of the keys of all sites, as the coordinator's: by which they know one another in a study of secure
-    aggregation."""
+    """The file with the keys of all sites, as the coordinator's roster: sites recognise one another by it
+    under secure aggregation."""
     labels: str | None = None
     departments: str | None = None
-    """The column, of whole numbers or text, that says of which department an example is; it is for nothing
-    else. Data that are `Clients` of several are divided already."""
+    """The column, of whole numbers or text, with the department of each example; nothing trains on it.
+    `Clients` of several clients are divided already."""
     person: str | None = None
-    """The column, of whole numbers or text, that says whose an example is, where examples are held out; it is
-    for nothing else."""
+    """The column, of whole numbers or text, with the person of each example, for holding out whole persons;
+    nothing trains on it."""
     held_out: str | None = None
-    """The column of truth values that says which examples are held out in a study that holds some out,
-    instead of a draw."""
+    """The column of truth values that marks the held-out examples, instead of a random draw, in a study that
+    holds some out."""
     resources: Mapping[str, float] = field(default_factory=dict)
-    """Of Ray, that the site takes up: a node that has them is where its actor runs."""
+    """Ray resources that the site needs: its actor runs on a node that has them."""
     node: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the Ray node on which the actor runs."""
+    """Labels of the Ray node on which the actor must run."""
     order: Order | None = None
-    """Batches outright, [1, updates, batch size] of the site's own rows, those held out not counted;
-    [departments, updates, batch size] where it has some."""
+    """The batches themselves, as rows of the site without those held out: [1, updates, batch size], or
+    [departments, updates, batch size] if it has departments."""
     file: Path | None = field(default=None, compare=False)
-    """Where it was read; None: made in Python, in one's own process or trust domain."""
+    """The path it was read from; None if made in Python, in one's own process or trust domain."""
     digests: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
-    """Of each setting in the file, a digest of it as it stands there."""
+    """The digest of each setting as written in the file."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "the site")
@@ -117,7 +116,7 @@ class SiteFile:
 
     @classmethod
     def read(cls, path: str | Path) -> "SiteFile":
-        """The site in a TOML file; relative paths begin at the file's folder."""
+        """Reads a site from a TOML file; relative paths begin at the file's folder."""
         try:
             settings = tomllib.loads(read_text(path))
         except tomllib.TOMLDecodeError as error:
@@ -147,7 +146,7 @@ class SiteFile:
 
     @property
     def carried(self) -> list[str]:
-        """The settings that it has beside its name and where Ray places it."""
+        """The settings given beside the name and the place in Ray."""
         bare = SiteFile(name=self.name)
 
         def differs(value: Any, usual: Any) -> bool:
@@ -160,7 +159,7 @@ class SiteFile:
 
 
 def _beside(file: str | Path, name: str) -> Path:
-    """The path that a site's file means: relative to the file, or, with ~, to the home of the user who runs
+    """The path named in a site's file: relative to that file, or, with ~, to the home of the user who runs
     the site."""
     # Paths are the file's UTF-8 bytes, whatever the locale's encoding.
     name = os.fsdecode(name.encode())
@@ -168,7 +167,7 @@ def _beside(file: str | Path, name: str) -> Path:
 
 
 def load_key(site_file: SiteFile) -> SiteKey:
-    """The site's key; made where the file names none."""
+    """The site's key; a new one if the file names none."""
     if site_file.key is not None:
         key = SiteKey.load(site_file.key)
     elif site_file.folder is None:

@@ -1,7 +1,6 @@
-"""A dataclass from a table that people write, strictly: each key is one that it has, each value of the type
-that it says.
+"""Reads a dataclass from a hand-written table strictly: only known keys, only values of the declared type.
 
-A misspelt setting that was passed over would be a policy that somebody believes in and nobody keeps.
+A misspelt setting that was ignored would be a policy that somebody relies on and nobody enforces.
 
 >>> @dataclasses.dataclass
 ... class Minimum:
@@ -23,8 +22,7 @@ from fedjax_core.sites.refusal import listed, shown
 
 
 def read(cls: Any, table: Mapping[str, Any], what: str, prefix: str = "") -> Any:
-    """The dataclass with a table's values; `what` it is of, for errors. Raises ValueError, naming the key,
-    where they do not fit."""
+    """The dataclass with a table's values; raises ValueError with the wrong key. `what` names the table."""
     kinds = typing.get_type_hints(cls)
     if unknown := [key for key in table if key not in kinds]:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""A study: what is computed at every site, and the short hash by which everybody knows that it is the same.
+"""`Study`: the computation that every site runs, with the hash by which all ends check that it is the same.
 
-A coordinator sends numbers, never code. So a site builds the study itself, from a function that is installed
-there and that its staff can read; the hash of what came out is in every message, and the site's policy says
-which hashes it takes part in.
+A coordinator sends numbers, never code. A site builds the study itself, from a function that is installed
+there and that its staff can read. The hash of the result is in every message, and the site's policy lists the
+hashes that it takes part in.
 
-    study = "heart.study:scaffold"      in the site's file: the function `scaffold` of the module `heart.study`
+    study = "heart.study:scaffold"    in the site's file: the function `scaffold` of the module `heart.study`
     arguments = { lr = 0.001 }
 
 >>> import optax
@@ -39,7 +39,7 @@ from fedjax_core.uplink.base import message_shapes
 
 @dataclass(frozen=True)
 class Study:
-    """A `Round`, and how a site goes through its data for it: `epochs` or `steps` as of a simulator."""
+    """A `Round`, and how a site goes through its data: `epochs` or `steps` as in a simulator."""
 
     round: Round
     batch_size: int
@@ -47,19 +47,18 @@ class Study:
     steps: Amount | None = None
     seed: int = 0
     epsilon: float | None = None
-    """What the whole run may tell of one of those it protects, by an accountant: recorded with every update
-    that leaves a site, but where the site keeps an account of its own."""
+    """The privacy loss of the whole run, by an accountant: recorded with every update that leaves a site,
+    unless the site keeps its own account."""
     prepare: tuple[Step, ...] = ()
-    """The steps by which all sites prepare their columns alike, such as `fc.preprocess.Standardise("x")`."""
+    """The preprocessing steps that all sites apply alike, such as `fc.preprocess.Standardise("x")`."""
     departments: bool = False
-    """Whether the clients are the departments of sites, and a site's report is the mean of theirs; see
+    """Whether the clients are the departments of sites, so that a site reports their mean; see
     departments.py."""
     features: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """{column: the names of its features, in order}: each site brings its own into this order, by their names
+    """{column: names of its features, in order}: each site puts its features into this order
     (`Clients.arranged`)."""
     held_out: float = 0.0
-    """The share of each site's examples that are not trained on, and by which models are judged; see
-    held_out.py."""
+    """The share of each site's examples that are kept for evaluation; see held_out.py."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prepare", check_steps(self.prepare))
@@ -80,8 +79,8 @@ class Study:
         self._check_stages()
 
     def _check_stages(self) -> None:
-        """Raises where a stage of the uplink needs what a site has not: keys with other sites, or, of
-        departments, secrets of their own."""
+        """Raises if a stage of the uplink needs what a site lacks: keys with other sites, or a secret for
+        each department."""
         composed, stage = self.round, self.round.uplink
         needed = {name for e in range(len(composed.algorithm.exchanges)) for name in composed.uses(e)}
         if not stage.hides and (
@@ -108,28 +107,24 @@ class Study:
             )
 
     def secure(self, e: int) -> Ring | None:
-        """The ring in which reports of exchange `e` travel under masks; None where they do not, or there is
-        no such exchange."""
+        """The ring in which reports of exchange `e` travel under masks; None without masks or reports."""
         exchanges = self.round.algorithm.exchanges
         return self.round.uplink.ring if e < len(exchanges) and exchanges[e].update is not None else None
 
     @property
     def clip(self) -> float | None:
-        """The norm to which the round's uplink clips each report, for the policies that ask for one; None
-        where it promises none."""
+        """The norm to which the uplink clips each report; None if it promises none."""
         return self.round.uplink.promises.bound
 
     @property
     def noise(self) -> float | None:
-        """The noise in each report that leaves a site, in multiples of the clip; None where the uplink adds
-        none, or at the server."""
+        """The noise in each report that leaves a site, in multiples of the clip; None without any."""
         promises = self.round.uplink.promises
         return promises.noise if promises.at == "client" else None
 
     @cached_property
     def whole(self) -> bool:
-        """Whether updates leave with whole numbers in them, as quantised: not those of departments, whose
-        mean leaves, but under masks."""
+        """Whether updates leave with whole numbers in them, as after quantisation or under masks."""
         exchanges = self.round.algorithm.exchanges
         sent = [
             report.update
@@ -143,11 +138,11 @@ class Study:
 
     @cached_property
     def hash(self) -> str:
-        """32 hexadecimal digits: what must be the same at all sites.
+        """The study's identity, 32 hexadecimal digits, which must be the same at all sites.
 
-        That is all settings, the files of every package whose code computes or decides what leaves (`code`),
-        the version of fedjax_core, and whether JAX computes in 64 bits. The order in which a site takes its
-        rows is its own."""
+        It covers all settings, the files of every package whose code computes or decides what leaves
+        (`code`), the version of fedjax_core, and whether JAX computes in 64 bits. It does not cover the order
+        in which a site takes its rows."""
         return identity(self._settings | {"fedjax_core": version(), "bits": bits()})
 
     @cached_property
@@ -171,19 +166,17 @@ class Study:
 
     @property
     def measurable(self) -> bool:
-        """Whether sites may tell what the uplink leaves of an update's size: not where noise is added, which
-        would then hide less."""
+        """Whether sites may report how much of an update's size the uplink keeps: not under noise."""
         return (
             self.round.uplink.measurable and self.round.uplink.promises.noise is None and self.epsilon is None
         )
 
     @cached_property
     def stats(self) -> tuple[str, ...]:
-        """What a site's policy must name for a report to leave, as the server reads it of each site by
-        itself.
+        """The fields that a site's policy must allow because the server reads them site by site.
 
-        `stats.steps` where it reads each client's steps, `slot` where a report names the group or model that
-        it is for."""
+        `stats.steps` if it reads each client's steps; `slot` if a report names the group or model that it is
+        for."""
         slot = ("slot",) if self.round.slots > 1 else ()
         return (
             *slot,
@@ -191,12 +184,12 @@ class Study:
         )
 
     def plan(self, order: Order | None = None) -> Plan:
-        """How a client goes through its data."""
+        """The plan of batches by which a client goes through its data."""
         return Plan(self.batch_size, self.epochs, self.steps, self.seed, order)
 
 
 def version() -> str:
-    """The version of fedjax_core that is installed here; empty where it is run from a checkout."""
+    """The version of fedjax_core that is installed here; empty in a checkout."""
     try:
         return importlib.metadata.version("fedjax-core")
     except importlib.metadata.PackageNotFoundError:
@@ -204,19 +197,18 @@ def version() -> str:
 
 
 def here() -> str:
-    """What of this process may make a study another one: versions, and the width of JAX's numbers."""
+    """This process's versions and width of numbers, which may change a study's hash, in words."""
     width = "64 bits (x64)" if bits() == 64 else "32 bits"
     return f"fedjax_core {version() or 'of a checkout'}, Python {platform.python_version()} and JAX {jax.__version__} in {width}"
 
 
 def bits() -> int:
-    """How wide the numbers are that JAX computes with here: 64 where x64 is on, else 32."""
+    """The width of JAX's numbers in bits: 64 with x64, else 32."""
     return 8 * jax.dtypes.canonicalize_dtype(float).itemsize
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> Study:
-    """The study that the installed function `module:function` makes of the arguments; raises ValueError where
-    it takes others."""
+    """Builds a study with the installed function `module:function`; raises ValueError for other arguments."""
     function = named(name)
     try:
         inspect.signature(function).bind(**arguments)
@@ -229,13 +221,12 @@ def build(name: str, arguments: Mapping[str, Any]) -> Study:
 
 
 def is_function(name: str) -> bool:
-    """Whether this is written as `module:function`, and not as a path, which may hold a colon too."""
+    """Whether a name has the form `module:function`; a path may contain a colon too."""
     return re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", name) is not None
 
 
 def named(name: str) -> Callable[..., Any]:
-    """The function `module:function`, installed here for this: written in that module or its package, and
-    none of Python's own library."""
+    """The installed function `module:function`, which must be written in that module's package."""
     module, _, function = name.partition(":")
     package = module.partition(".")[0]
     if package in sys.stdlib_module_names:

@@ -1,5 +1,4 @@
-"""The record: logs of which no line can be changed, removed, moved or cut off without it showing, and what is
-kept beside them."""
+"""Tamper-evident audit logs: a changed, removed, moved or cut-off line shows."""
 
 from fedjax_core.sites.audit.entries import NOTHING, AuditError, Entry, Head, files, head_of, heads, show
 from fedjax_core.sites.audit.log import Log

@@ -1,6 +1,6 @@
-"""What a coordinator writes into its audit log, with the head of each site's own log whenever that has moved.
+"""`CoordinatorLog`: entries about a run, with the head of each site's own log whenever it has moved.
 
-So a site that takes entries back contradicts what the coordinator holds, and the coordinator warns.
+A site that removes entries then contradicts the head that the coordinator holds, and the coordinator warns.
 """
 
 import logging
@@ -16,16 +16,16 @@ log = logging.getLogger("fedjax_core")
 
 
 class CoordinatorLog:
-    """Records what happens in one run; nothing where there is no log."""
+    """Records what happens in one run; does nothing without a log."""
 
     def __init__(self, audited: Log | None, run_name: str) -> None:
         self.log, self.run_name = audited, run_name
         self.latest_head: Callable[[str], tuple[int, str | None]] = lambda party: (0, None)
-        """(number of a site's last message, the head of its log that the message had)."""
+        """Gives (number of a site's last message, head of its log in that message)."""
         self._heads: dict[str, str] = {}  # of each site, the last that was recorded
 
     def record(self, party: str, what: str, number: int, details: Mapping[str, Scalar]) -> None:
-        """Writes an entry: who did what in which round."""
+        """Writes an entry: which party (a site or the coordinator) did what in which round."""
         if self.log is not None:
             plain = {
                 k: printable(v)[:1000] if isinstance(v, str) else v for k, v in details.items()
@@ -42,7 +42,7 @@ class CoordinatorLog:
             )
 
     def _new_head(self, party: str, number: int) -> dict[str, Scalar]:
-        """The head of this site's own log, where its last message had a new one."""
+        """The head of this site's log, if its last message brought a new one."""
         message, head = self.latest_head(party) if party != COORDINATOR else (0, None)
         if self.log is None or head is None or head == self._heads.get(party):
             return {}

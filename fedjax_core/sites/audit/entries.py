@@ -1,4 +1,4 @@
-"""The lines of an audit log: what an entry holds, how it is spelt and signed, and where the lines are.
+"""The lines of an audit log: an entry's fields, its one spelling, its signature, and the log's files.
 
     folder/audit-000001.jsonl    {"entry":{"n":0,"prev":"","time":...,"who":...,"what":...,...},"signature":"..."}
 
@@ -30,25 +30,24 @@ from fedjax_core.sites.wire.identity import PublicKey
 
 PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
 CUT = "cut"
-"""What an entry is of that says that entries are missing before it."""
+"""The `what` of an entry that records that entries before it are missing."""
 SENT, NUMBERS = "sent.", "numbers."
-"""What the names of an entry's values begin with that left: of a field, `sent.loss`, and of a tensor,
-`numbers.['w']`."""
+"""The prefixes of values that left a site: fields, as in `sent.loss`, and tensors, as in `numbers.['w']`."""
 
 
 class AuditError(RuntimeError):
-    """The log is not as it was written; the text says in which file and line, and how it differs."""
+    """The log is not as it was written; the text names the file, the line and the difference."""
 
 
 class Head(NamedTuple):
-    """The last line of a log: whoever has it can tell later whether the log still leads there."""
+    """The number and digest of a log's last line, to check later that the log still leads there."""
 
     n: int  # -1 for a log without entries
     digest: str
 
     @classmethod
     def parse(cls, text: str) -> "Head":
-        """The head in its text form; raises ValueError for anything else."""
+        """Reads a head in its text form; raises ValueError for anything else."""
         if not (match := _HEAD.fullmatch(text.strip())):
             raise ValueError(
                 f"{shown(text)} is not the head of a log: it reads like 17:<64 hexadecimal digits>, as `fedjax-core audit head` prints"
@@ -86,9 +85,9 @@ def show(
     round: int | None = None,
     site: str | None = None,
 ) -> Iterator[Entry]:
-    """The entries, oldest first, that agree with what is given; `site`: what it did, and what it was asked.
+    """The entries that match the arguments, oldest first; `site`: entries by it, and requests to it.
 
-    Checks no signature; for that there is `verify`.
+    Checks no signature; `verify` does.
     """
     wanted = {
         name: value
@@ -103,15 +102,14 @@ def show(
 
 
 def heads(folder: str | os.PathLike[str]) -> Iterator[tuple[float, Head]]:
-    """(time, number and digest) of every entry, oldest first. Checks no signature; for that there is
-    `verify`."""
+    """(time, head) of every entry, oldest first. Checks no signature; `verify` does."""
     for where, line in lines(files(folder)):
         entry = parse(line, where)[0]
         yield entry.time, Head(entry.n, digest(line))
 
 
 def head_of(folder: str | os.PathLike[str]) -> Head:
-    """The last entry's number and digest, to be exported. Checks no signature; for that there is `verify`."""
+    """The head of a log, to be exported. Checks no signature; `verify` does."""
     last = last_line(files(folder))
     if last is None:
         raise AuditError(f"{folder} holds no audit log: there is no entry in a file {PATTERN}")
@@ -125,7 +123,7 @@ def files(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """(where in words, line without its end); raises where the last has no end."""
+    """(place in words, line without newline) of each line; raises `AuditError` if the last has no newline."""
     for path in paths:
         with open(path, "rb") as file:
             for i, line in enumerate(file, start=1):
@@ -138,7 +136,7 @@ def lines(paths: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def last_line(paths: list[Path]) -> tuple[str, bytes] | None:
-    """(where in words, line) of the last whole line; None where there is none."""
+    """(place in words, line) of the last whole line; None if there is none."""
     for path in reversed(paths):
         *lines, _ = path.read_bytes().split(b"\n")
         if lines:
@@ -147,7 +145,7 @@ def last_line(paths: list[Path]) -> tuple[str, bytes] | None:
 
 
 def read(line: bytes, where: str, known: set[PublicKey]) -> Entry:
-    """The entry of a line whose signature fits; raises `AuditError` otherwise."""
+    """The entry of a line, once its signature is verified; raises `AuditError` otherwise."""
     entry, body, signature = parse(line, where)
     key = next((key for key in known if key.fingerprint == entry.key), None)
     if key is None:
@@ -160,7 +158,7 @@ def read(line: bytes, where: str, known: set[PublicKey]) -> Entry:
 
 
 def parse(line: bytes, where: str) -> tuple[Entry, bytes, bytes]:
-    """(entry, the bytes that are signed, signature)."""
+    """Reads a line: (entry, the bytes that are signed, signature)."""
     try:
         entry, signature = msgspec.structs.astuple(
             read_json(_LINE, line, "the line", 3, lambda value, problem: Refused("it is no entry"))
@@ -181,8 +179,8 @@ _LINE, _ENTRY = msgspec.json.Decoder(_Line), msgspec.json.Decoder(Entry)
 
 
 def spelt(entry: Entry) -> bytes:
-    """The entry's one spelling, in which a number that is not finite is text; raises ValueError for what
-    `parse` would not read."""
+    """The entry's one spelling, with non-finite numbers as text; raises ValueError for values that `parse`
+    would not read."""
     try:
         body = dumps(entry)
         if is_plain(body) and _ENTRY.decode(body) == entry:
@@ -208,11 +206,11 @@ def spelt(entry: Entry) -> bytes:
 
 
 def digest(line: bytes) -> str:
-    """SHA-256 of a line without its end, by which the next one names it."""
+    """The SHA-256 of a line without its newline, by which the next line names it."""
     return hashlib.sha256(line).hexdigest()
 
 
 def number(path: Path) -> int:
-    """Of a log's file; -1 where it has none."""
+    """The number of a log's file; -1 if its name has none."""
     digits = path.stem.removeprefix("audit-")
     return int(digits) if digits.isdecimal() else -1

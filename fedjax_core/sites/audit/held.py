@@ -1,17 +1,16 @@
-"""The heads of logs that one end of a federation holds: of its own log, and of the logs of those who write to
-it.
+"""The log heads that one end of a federation holds: of its own log, and of the logs of its correspondents.
 
     audit/heads.json    {"heads": {"held": {"coordinator": {"head": "40:3c...", "message": 17, "run": "heart-1"}}, "key": "...",
                          "own": "17:9f..."}, "signature": "..."}
 
-Every message has its sender's head in it (envelope.py). So each end knows what the other's log led to, and
-nobody can cut entries off a log, or write it anew, without changing it at both ends. The own head tells
-whoever opens the log again that entries were cut off since. It is written at most once a second, after the
-entry that it names is on the disk: so a crash may leave it older than the log, and never newer. Whoever has
-several logs, in several folders, has a run in one of them: so heads are compared within a run.
+Every message contains its sender's head (envelope.py), so each end knows where the other's log had led.
+Nobody can cut entries off a log, or rewrite it, without changing it at both ends. The own head shows, when a
+log is opened again, that entries were cut off since. It is written at most every five seconds, after the
+entry that it names is on the disk: a crash may leave it older than the log, never newer. An owner with
+several logs, in several folders, keeps a run in one of them, so heads are compared within a run.
 
-A head says how many entries a log has, and nothing of what is in them: its digest is of a line with a
-signature in it, which nobody but the log's owner can make, so contents cannot be tried.
+A head discloses the number of entries and nothing of their contents: its digest covers a signature that only
+the log's owner can make, so contents cannot be guessed and tested.
 
 >>> import tempfile
 >>> folder, key = tempfile.TemporaryDirectory(), SiteKey.make("charite")
@@ -34,12 +33,12 @@ from fedjax_core.sites.wire.canonical import dumps, loads
 from fedjax_core.sites.wire.identity import PublicKey, SiteKey
 
 FILE, HELD = "heads.json", "head."
-"""The file beside a log; and what the names of an entry's values begin with that are another's head, such as
+"""The file beside a log, and the prefix of an entry's values that are another log's head, such as
 `head.coordinator`."""
 
 
 class Held(NamedTuple):
-    """Another's head, as a message of this run brought it: the newest that came, as messages may overtake one
+    """The newest head of another log that a message of this run brought; messages may overtake one
     another."""
 
     run: str
@@ -49,14 +48,14 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True)
 class Heads:
-    """What one end holds."""
+    """All heads that one end holds."""
 
     own: Head
     held: Mapping[str, Held] = field(default_factory=dict)
-    """The newest of each other end, by its name."""
+    """The newest head of each other end, by its name."""
 
     def signed(self, key: SiteKey) -> bytes:
-        """The file's text, signed by the log's owner."""
+        """The text of the file, signed by the log's owner."""
         held = {
             name: {"head": str(one.head), "message": one.message, "run": one.run}
             for name, one in self.held.items()
@@ -66,8 +65,7 @@ class Heads:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], keys: Iterable[PublicKey]) -> "Heads | None":
-        """What the file beside a log says, None where there is none; raises `AuditError` where none of the
-        keys signed it."""
+        """Reads the file beside a log, if there is one; raises `AuditError` if none of the keys signed it."""
         path = Path(folder) / FILE
         if not path.exists():
             return None

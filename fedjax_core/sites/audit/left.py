@@ -1,9 +1,9 @@
-"""Keeps what left a site, to be read again there: the tensors of the newest messages, each under its SHA-256.
+"""Keeps copies of the tensors that left a site, in the site's folder, each message under its SHA-256.
 
     folder/left/<SHA-256>.safetensors        for whoever reads safetensors; of mode 0600, as all that a site writes
 
-The ledger itself has all fields, and tensors that are small together (log.py). Larger ones are kept where the
-site's file says how many GB there may be of them, `left_gb`; those written longest ago go.
+The audit log itself has all fields, and tensors that are small together (log.py). Larger ones are kept here,
+up to `left_gb` GB of the site's file; the oldest are removed.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -25,14 +25,14 @@ from fedjax_core.sites.wire.canonical import Bytes
 
 
 class Left:
-    """Keeps the tensors of what leaves one site, up to so many bytes; none without a folder."""
+    """Keeps the tensors that leave one site, up to `most_bytes`; none without a folder."""
 
     def __init__(self, folder: Path | None, most_bytes: int) -> None:
         self.most_bytes = 0 if folder is None else most_bytes
         self._folder = None if folder is None else folder / "left"
 
     def keep(self, digest: str, body: Sequence[Bytes]) -> bool:
-        """Has them on the disk before they leave; False where they alone are more than there may be."""
+        """Writes a message's tensors to the disk; False if they alone exceed the limit."""
         size = sum(map(len, body))
         if self._folder is None or size > self.most_bytes:
             return False

@@ -1,17 +1,16 @@
-"""The audit log: who did what, in lines of which none can be changed, removed, moved or cut off without it
-showing.
+"""`Log`: a tamper-evident audit log, in which a changed, removed, moved or cut-off line shows.
 
     folder/audit-000001.jsonl    {"entry":{"n":0,"prev":"","time":...,"who":...,"what":...,...},"signature":"..."}
     folder/audit-000002.jsonl    {"entry":{"n":812,"prev":"<SHA-256 of the line before>",...},"signature":"..."}
 
     line_n = entry_n, sign(entry_n)        entry_n.prev = SHA-256(line_(n-1))        head = "n:SHA-256(line_n)"
 
-Every entry is signed and names the line before it, across files too. A chain cannot show what was cut from
-its end, nor that its owner, who has the key, wrote all of it anew: for that others hold its head (it is one
-short line), and `verify` compares. In a federation each end holds the other's, which comes with every message
-(held.py). Entries hold names, digests, sizes, norms and decisions, and no data. What left a site is recorded
-by `record_sent`, with the values of all fields and of small tensors: that is the ledger which its data owner
-can read with `show`. Old entries may be removed where an `Anchor` says up to which (retention.py).
+Every entry is signed and names the line before it, across files too. A chain cannot show that its end was cut
+off, nor that its owner, who has the key, rewrote all of it. For that, others hold its head, one short line,
+and `verify` compares. In a federation each end holds the other's head, which comes with every message
+(held.py). Entries hold names, digests, sizes, norms and decisions, and no data. `record_sent` records what
+left a site, with the values of all fields and of small tensors: the data owner's ledger, to be read with
+`show`. Old entries may be removed if an `Anchor` says up to which (retention.py).
 
 >>> import tempfile
 >>> from fedjax_core.sites.audit import show, verify
@@ -68,7 +67,7 @@ log = logging.getLogger("fedjax_core")
 _LOCK = "lock"
 
 _OPEN: "WeakSet[Log]" = WeakSet()
-"""Those that are open in this process."""
+"""The logs that are open in this process."""
 _HEADS_SECONDS = (
     5.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
 )
@@ -78,9 +77,9 @@ _SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose value
 class Log:
     """A log that is open for writing, by one process at a time. Use it in a `with`.
 
-    `record` returns when the entry is on the disk, unless told not to wait. What a crash left of a last line
-    is cut off, and recorded. That entries are missing which were there when it was open before is recorded,
-    too: `verify` then fails."""
+    `record` returns when the entry is on the disk, unless `wait` is false. The rest of a line that a crash
+    left is cut off, and that is recorded. If entries are missing that were there when the log was open
+    before, that is recorded too, and `verify` fails."""
 
     def __init__(
         self,
@@ -90,13 +89,12 @@ class Log:
         former: Iterable[PublicKey] = (),
         file_bytes: int = 64 << 20,
     ) -> None:
-        """`former` are the keys that this log's owner had before; a file of more than `file_bytes` is
-        followed by another."""
+        """`former`: the owner's earlier keys. A file of more than `file_bytes` is followed by another."""
         self.folder, self.head = Path(folder), NOTHING
         self.durable = NOTHING
-        """The last entry that is on the disk for certain: what others may be told of, whatever dies."""
+        """The head of the entries that are surely on the disk, which may be sent to others."""
         self.held: dict[str, Held] = {}
-        """The newest head of each other log, as its owner's messages said."""
+        """The newest head of each other log, from its owner's messages."""
         self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
@@ -150,11 +148,10 @@ class Log:
         about: Mapping[str, Scalar] | None = None,
         wait: bool = True,
     ) -> None:
-        """Adds one entry. `about` holds small values: digests, sizes, codes, norms; one that is not finite is
-        kept as text.
+        """Adds one entry. `about` holds small values: digests, sizes, codes, norms (as text if not finite).
 
-        Without `wait` the entry may reach the disk with the next one that waits: for what nothing is yet
-        concluded from."""
+        Without `wait` the entry may reach the disk only with the next one that waits: for entries on which
+        nothing depends yet."""
         entry = Entry(
             n=self.head.n + 1, prev=self.head.digest, time=time.time(), key=self.key.public.fingerprint,
             who=who, what=what, run=run, round=round, about=dict(about or {}),
@@ -182,11 +179,10 @@ class Log:
             self._on_disk()
 
     def hold(self, name: str, run: str, message: int, head: str) -> str | None:
-        """Holds the head that another's message of a run, by its sequence number, had; an older message than
-        the last changes nothing.
+        """Holds the head of another log from a message; a message older than the last one changes nothing.
 
-        Where that log has gone back since the last message of this run, it says so in words, once, and holds
-        what it had before."""
+        If that log has gone back since the last message of this run, returns that in words, once, and keeps
+        the former head."""
         now, held = Head.parse(head), self.held.get(name)
         if held is not None and message < held.message:
             return None
@@ -208,11 +204,10 @@ class Log:
         more: Mapping[str, Scalar] | None = None,
         norm: float | None = None,
     ) -> None:
-        """Adds to the ledger that a message of `size` bytes left for its recipient: what it was, its norm,
-        all values of its fields, those of its tensors where they are small together (4 kB), and what is
-        `more`.
+        """Records a message of `size` bytes that leaves: its header, norm, all fields, the tensors if small
+        together (4 kB), and `more`.
 
-        `norm`: where it was measured before.
+        `norm`: if it was measured before.
         """
         header, tensors = envelope
         try:
@@ -232,8 +227,7 @@ class Log:
         self.record(header.sender, "left", run=header.run, round=header.round, about=details)
 
     def rest(self) -> None:
-        """Lets go of the file that is being written, which the next entry opens again: for whoever changes
-        the files."""
+        """Closes the file being written, so that the files can be changed; the next entry opens it again."""
         if self._file is not None:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -242,7 +236,8 @@ class Log:
             self._write_heads()
 
     def _on_disk(self) -> None:
-        """All entries are: the file of heads says so within seconds of entries, which is not waited for."""
+        """Marks all entries as being on the disk; the file of heads follows within seconds, without a
+        wait."""
         self.durable = self.head
         if time.monotonic() >= self._heads_until:
             self._write_heads()
@@ -260,8 +255,8 @@ class Log:
         self._heads_bytes = len(text)
 
     def _open(self) -> None:
-        """Finds the end of the chain, and cuts off what a crash left of a line; only the newest file can have
-        such a remainder."""
+        """Finds the end of the chain, and cuts off a line torn by a crash; only the newest file can have
+        one."""
         paths = files(self.folder)
         torn = _cut_torn(paths[-1]) if paths else None
         last = last_line(paths)
@@ -283,8 +278,8 @@ class Log:
             )
 
     def _missing(self) -> tuple[str, dict[str, Scalar]] | None:
-        """(kind, values) of the entry that says that the log does not lead to the head that it had when it
-        was last open; None: it does."""
+        """(what, values) of an entry if the log does not lead to the head that it had when last open; None if
+        it does."""
         try:
             before = Heads.read(self.folder, self.keys)
         except AuditError as error:
@@ -303,7 +298,7 @@ class Log:
         return None
 
     def _writable(self) -> BinaryIO:
-        """The newest file, or a new one where that is full."""
+        """The newest file, or a new one if that is full."""
         if self._lock is None:
             raise RuntimeError(f"the audit log {self.folder} is not open: use it in a `with`")
         if self._file is not None and self._end >= self._file_bytes:
@@ -324,7 +319,7 @@ class Log:
 
 
 def _cut_torn(path: Path) -> dict[str, Scalar] | None:
-    """Cuts off what follows the last end of a line, and tells what that was; None where there was nothing."""
+    """Cuts off what follows the last newline, and describes it; None if nothing does."""
     raw = path.read_bytes()
     whole = raw.rfind(b"\n") + 1
     if whole == len(raw):

@@ -1,10 +1,9 @@
-"""The proof that an audit log is as it was written, from its first entry, or from where its owner signed that
-older ones were removed.
+"""Verifies that an audit log is as it was written, from its first entry or from its owner's signed anchor on.
 
     line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; the heads that are held of it must be among them
 
-A chain cannot show what was cut from its end, nor that its owner, who has the key, wrote all of it anew: for
-that somebody else holds its head, and it is compared here.
+A chain cannot show that its end was cut off, nor that its owner, who has the key, rewrote all of it. For that
+somebody else holds its head, and it is compared here.
 """
 
 import os
@@ -43,13 +42,12 @@ def verify(
     *,
     held: Mapping[str, Iterable[Head]] | None = None,
 ) -> Head:
-    """The log's head, once every line is known to be as it was written; raises `AuditError` with the first
-    place where one is not.
+    """Verifies every line, and returns the log's head; raises `AuditError` with the first wrong place.
 
-    `keys` are those that may have signed, former ones included. The log must lead to the `head` that was
-    exported before, to those that others have `held`, by their names, and to the one in its file of heads.
-    Without any of these, nobody can tell what was cut from its end. Where entries were removed on purpose,
-    the rest is proven from the signed `Anchor` on."""
+    `keys`: those that may have signed, former ones included. The log must lead to the `head` that was
+    exported before, to the heads that others `held`, by their names, and to the one in its file of heads.
+    Without any of these, nobody can tell what was cut from its end. If entries were removed on purpose, the
+    rest is verified from the signed `Anchor` on."""
     known = set(keys)
     paths, anchor = files(folder), Anchor.read(folder, known)
     if not paths:
@@ -130,11 +128,11 @@ def verify(
 def held_by(
     folder: str | os.PathLike[str], keys: Iterable[PublicKey], owner: str, runs: Collection[str] | None = None
 ) -> list[Head]:
-    """All heads of the owner's log that the log in this folder, of another end, has had, the newest last;
-    with `runs`, of these runs alone.
+    """All heads of the owner's log that another end's log, in this folder, recorded, the newest last.
 
-    That log is proven first, with these keys. The heads are in its entries about the owner's messages, and
-    the newest in its file of heads. `runs`: those that the owner's log is of, where the owner has others.
+    The log in the folder is verified first, with these keys. The heads are in its entries about the owner's
+    messages, and the newest in its file of heads. `runs`: only the heads of these runs, for an owner with
+    several logs.
     """
     known = set(keys)
     verify(folder, known)
@@ -150,15 +148,14 @@ def held_by(
 
 @dataclass(frozen=True, kw_only=True)
 class Anchor:
-    """A signed word of the log's owner that entries up to `head` were removed on purpose; the log is proven
-    from there."""
+    """The owner's signed statement that entries up to `head` were removed; verification begins there."""
 
     head: Head
     time: float  # when, in seconds since 1970
     key: str  # fingerprint of the key that signs
 
     def write(self, folder: str | os.PathLike[str], key: SiteKey) -> None:
-        """Puts the anchor into a log's folder, whole or not at all."""
+        """Writes the anchor into a log's folder, whole or not at all."""
         body = {"n": self.head.n, "digest": self.head.digest, "time": self.time, "key": self.key}
         write_whole(
             anchor_path(folder),
@@ -168,8 +165,7 @@ class Anchor:
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], keys: Iterable[PublicKey]) -> "Anchor | None":
-        """The anchor of a log, None where nothing was removed; raises `AuditError` where none of the keys
-        made it."""
+        """Reads the anchor of a log, if there is one; raises `AuditError` if none of the keys signed it."""
         path = anchor_path(folder)
         if not path.exists():
             return None
@@ -196,5 +192,5 @@ class Anchor:
 
 
 def anchor_path(folder: str | os.PathLike[str]) -> Path:
-    """Where a log's anchor is, where it has one."""
+    """The path of a log's anchor."""
     return Path(folder) / _ANCHOR

@@ -1,13 +1,12 @@
-"""Retention: removes entries that need not be kept any longer from an audit log, and the rest still proves
-itself.
+"""Retention: removes old entries from an audit log so that the rest can still be verified.
 
     anchor.json     {"anchor": {"n": 811, "digest": "<SHA-256 of line 811>", "time": ..., "key": ...}, "signature": "..."}
 
-The owner of a log signs an anchor that names the last entry to go, and records in the log itself that it did;
-only then are lines removed, into an archive or for good. `verify` begins at the anchor: entry 812 must name
-the line that the anchor names. Where a crash ends a removal half way, what is left must lead to the anchor,
-and the next removal does the rest. Moved files keep their names, so an archive that all removals went to is a
-log that verifies, up to the anchor as its head.
+The owner of a log signs an anchor that names the last entry to remove, and records the removal in the log
+itself. Only then are lines removed, into an archive or for good. `verify` begins at the anchor: entry 812
+must name the line that the anchor names. If a crash interrupts a removal, the remaining lines must lead to
+the anchor, and the next removal completes it. Moved files keep their names, so an archive of all removals is
+a log that verifies, with the anchor as its head.
 
 >>> import tempfile
 >>> from fedjax_core.sites.audit import show, verify
@@ -35,12 +34,11 @@ from fedjax_core.sites.wire.canonical import Scalar, loads
 
 
 def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | None:
-    """Removes the entries from before a time (seconds since 1970): the new anchor, or None where there are
-    none to remove.
+    """Removes the entries from before a time (seconds since 1970): the new anchor, or None without any.
 
-    The last entry always stays. With an `archive` (a folder for this log alone) lines are moved there; else
-    they are gone. Raises `AuditError`, and removes nothing, where the log does not verify or the archive is
-    of another log."""
+    The last entry always stays. With an `archive`, a folder for this log alone, lines are moved there; else
+    they are deleted. Raises `AuditError`, and removes nothing, if the log does not verify or the archive is
+    another log's."""
     verify(log.folder, log.keys)
     entries = list(heads(log.folder))
     gone = 0
@@ -82,8 +80,8 @@ def prune(log: Log, *, before: float, archive: Path | None = None) -> Anchor | N
 
 
 def _begin(archive: Path, folder: Path, ends: set[Head]) -> None:
-    """Makes the archive, or finds that it ends with one of these entries, so that what comes goes on from
-    there."""
+    """Makes the archive, or checks that it ends with one of these entries, so that the next lines continue
+    it."""
     make_folder(archive)
     if not files(archive):
         if anchor_path(folder).exists():
