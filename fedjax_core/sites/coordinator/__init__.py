@@ -1,2 +1,2 @@
-"""The other end of a federation: asks sites, reads their replies, validates and adds their reports, and
-decides how long it waits."""
+"""The coordinator of a federation: asks sites, waits for their replies, and validates and adds their
+reports."""

@@ -1,5 +1,4 @@
-"""Names the sites that a round lacks, and why: once on screen when that changes, and not in every round that
-it lasts.
+"""Logs which sites a round goes on without, and why: once when that changes, not in every round.
 
 >>> absent = Absent(["charite", "mayo", "oslo"])
 >>> absent.tell("round 1", [0, 1, 2], [0, 2], {1: "no reply in 12 s"})
@@ -18,7 +17,7 @@ from fedjax_core.sites.refusal import printable
 log = logging.getLogger("fedjax_core")
 
 ENOUGH = "not waited for, as there were enough reports"
-"""The reason of a site that the rules leave out, which is no fault of its own."""
+"""The reason for a site that the rules leave out, through no fault of its own."""
 
 _NUMBER = re.compile(r"\d[\d.]*")
 _LETTERS = 1500
@@ -26,12 +25,12 @@ _ROUNDS = 1000
 
 
 def without_numbers(text: str) -> str:
-    """The text with a sign for each number in it: what is news of it, and not only later."""
+    """The text with `#` for each number, so that reasons that differ only in numbers compare equal."""
     return _NUMBER.sub("#", text)
 
 
 class Absent:
-    """Says which sites a round goes on without, and which are back."""
+    """Logs which sites a round goes on without, and which are back."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
@@ -41,8 +40,8 @@ class Absent:
     def tell(
         self, what: str, expected: Iterable[int], here: Collection[int], reasons: Mapping[int, str]
     ) -> dict[str, str]:
-        """{name: why} of those who were asked and are not here; `what` goes on without them. Says what is
-        news of it."""
+        """{name: reason} of the `expected` sites that are not here; logs changes. `what` goes on without
+        them."""
         lacked = {
             position: reasons.get(position, "no reply") for position in expected if position not in here
         }
@@ -69,13 +68,13 @@ class Absent:
 
 
 class LackedRounds:
-    """Who was not in each of the last thousand rounds, and why."""
+    """The missing sites of each of the last thousand rounds, with reasons."""
 
     def __init__(self) -> None:
         self._rounds: OrderedDict[int, dict[str, str]] = OrderedDict()
 
     def tell(self, number: int, lacked: Mapping[str, str]) -> None:
-        """{name: why} of those who were not in this round."""
+        """Notes {name: reason} of the sites missing in a round."""
         self._rounds.pop(number, None)
         if lacked:
             self._rounds[number] = dict(lacked)
@@ -83,10 +82,10 @@ class LackedRounds:
             self._rounds.popitem(last=False)
 
     def of(self, number: int) -> dict[str, str]:
-        """What was told of this round."""
+        """{name: reason} of the sites missing in a round."""
         return dict(self._rounds.get(number, {}))
 
 
 def with_reasons(reasons: Mapping[str, str]) -> str:
-    """Each name with its reason, in one line that is safe to print."""
+    """The names with their reasons, as one line that is safe to print."""
     return printable("; ".join(f"{name}: {why}" for name, why in reasons.items()))[:_LETTERS]

@@ -1,22 +1,21 @@
-"""A federation that does not wait for the slowest: FedBuff over real sites, by the rule and the names of the
-simulator's `Buffer`.
+"""Asynchronous rounds (FedBuff) over real sites, by the rule and the names of the simulator's `Buffer`.
 
-    free sites ─► the newest model ─► at work ─► a report ─► too stale? gate ─► times d(staleness), into the buffer
-                        ▲                                                              │ `buffer.size` of them
-                        └───────────────────── a step of the server ◄──────────────────┘
+    free sites ─► newest model ─► at work ─► report ─► too stale? valid? ─► times d(staleness), into the buffer
+                       ▲                                                           │ `buffer.size` reports
+                       └─────────────────── a step of the server ◄─────────────────┘
 
-A 'round' is a step of the server; a request and its report name the version of the model, which is the round
-they are addressed by, so a site does the same work, to the last bit, as in the simulator. A version is
-counted once of each site: a site that is free before the next one waits for it. A report of a version that
-was not asked for, or that was heard before, is refused as in rounds.
+A 'round' is a step of the server. A request and its report name the version of the model, which is the round
+that they are addressed by, so a site does the same work, to the last bit, as in the simulator. A site counts
+once for a version: if it is free before the next version, it waits for that. A report of a version that was
+not asked for, or a repeated one, is refused as in synchronous rounds.
 
-What must outlive the coordinator is in the `State`: who is at work from which version, and the models of
-those versions. Reports in the buffer are not: from a state that this process did not just make, whoever was
-at work at the end of that step is asked again, which gives the same numbers, so nothing is lost and nothing
-counts twice. In one process the buffer stays as it is where a step is `Paused`.
+The `State` holds what must outlive the coordinator: which site works on which version, and the models of
+those versions. It does not hold the reports in the buffer. From a state that this process did not just make,
+the sites that were at work at the end of that step are asked again; that gives the same numbers, so nothing
+is lost or counted twice. Within one process the buffer survives a `Paused` step.
 
-Time: each site has `Rules.deadline_seconds` from when it is asked. A step waits while anybody is at work, and
-pauses where nobody is and the buffer is not full; run again, it asks those who failed again.
+Time: each site has `Rules.deadline_seconds` from its request on. A step waits while any site is at work, and
+pauses if none is and the buffer is not full; run again, it asks the failed sites again.
 
 >>> import jax, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -65,14 +64,13 @@ from fedjax_core.sites.wire.envelope import COORDINATOR, Header
 
 
 class TooStale(Refused):
-    """The report is of a model that is too old."""
+    """The report was trained from a model that is too old."""
 
     code = "too-stale"
 
 
 def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
-    """Raises where steps of this buffer cannot be made of this round, or where the rules are those of
-    rounds."""
+    """Raises if this round cannot run with this buffer, or the rules are those of synchronous rounds."""
     if not isinstance(buffer, Buffer):
         raise TypeError(
             f"buffer= must be an fc.Buffer, got {buffer!r}: fc.Buffer(size=3) makes a step of 3 reports"
@@ -91,7 +89,7 @@ def check(composed: Round, buffer: Buffer, sites: int, rules: Rules) -> None:
 
 
 class _Waiting(NamedTuple):
-    """A report that was read, and is not counted yet."""
+    """A report that was validated, and is not counted yet."""
 
     completed: Completed
     header: Header
@@ -100,12 +98,12 @@ class _Waiting(NamedTuple):
 
     @property
     def size(self) -> Size:
-        """How large its numbers are."""
+        """The size of the report's numbers."""
         return self.reports.sizes[self.completed.position]
 
 
 class AsynchronousRounds:
-    """Makes steps of the server, and has what lives between them in this process."""
+    """Runs server steps, and keeps what lives between them in this process."""
 
     def __init__(
         self,
@@ -117,19 +115,19 @@ class AsynchronousRounds:
         data: Mapping[str, str],
         record: Record,
     ) -> None:
-        """`data`: the fingerprint of each site's."""
+        """`data`: the fingerprint of each site's data."""
         self._round, self._buffer = composed, buffer
         self._requests, self._collector, self._data, self._record = requests, collector, data, record
         self._calls = Calls(requests, collector, record)
         self._sizes: deque[Size] = deque(maxlen=max(LEAST, 4 * buffer.size))
-        """Of the last reports that counted."""
+        """The sizes of the last reports that counted."""
         self._state: State | None = None
-        """From which all else here comes."""
+        """The state that the fields below belong to."""
         self.lacked: dict[str, str] = {}
-        """{site: why} of those who were at work and gave no report to the last step that was made."""
+        """{site: reason} of the sites that were at work and gave no report to the last finished step."""
 
     def init(self, state: State) -> State:
-        """The state before the first step: nobody is at work."""
+        """The state before the first step: no site is at work."""
         clients: Any = idle(
             len(self._collector.names),
             broadcast(self._round, 0, state, len(self._collector.names))[0],
@@ -138,8 +136,7 @@ class AsynchronousRounds:
         return state._replace(clients=clients)
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
-        """One step: (state, metrics that add). Sites of the cohort begin when they are free; others finish
-        only."""
+        """Runs one step: (state, metrics that add). Free sites of the cohort begin new work."""
         free = free_clients(cohort, len(self._collector.names))
         free = free[~np.isin(free, list(self._collector.unknown))]
         self._collector.begin(int(state.round))
@@ -160,16 +157,15 @@ class AsynchronousRounds:
         return after, metrics
 
     def versions(self, state: State) -> np.ndarray:
-        """[N] int32: the version of what each site keeps, which is always the first, as they keep nothing."""
+        """[N] int32: the version of each site's own state, always 0, as sites keep none."""
         return np.zeros(len(self._collector.names), np.int32)
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for the run to go on from this state: whoever is at work is asked again
-        from an older version."""
+        """What sites must still have for a resume: sites at work are asked again from an older version."""
         return {"oldest": max(0, int(state.round) - self._buffer.max_staleness), "versions": []}
 
     def _take_up(self, state: State) -> None:
-        """Whoever is at work in this state is asked again."""
+        """Asks the sites that are at work in this state again."""
         flight: InFlight = state.clients  # type: ignore[assignment]
         self._calls.clear()
         self._sizes.clear()
@@ -188,7 +184,7 @@ class AsynchronousRounds:
                 self._calls.begin(position, version, self._request(version))
 
     def _open(self, state: State) -> None:
-        """An empty buffer, for the step from this state."""
+        """Begins the step from this state with an empty buffer."""
         self._version = self._calls.number = int(state.round)
         self._context = RunContext(state, np.zeros(len(self._started), np.int32))
         self._models = store_model(
@@ -210,7 +206,7 @@ class AsynchronousRounds:
         return self._written[version]
 
     def _fill(self, cohort: np.ndarray) -> None:
-        """Waits until the buffer is full; raises `Paused` where nobody is at work before that."""
+        """Waits until the buffer is full; raises `Paused` if no site is at work before that."""
         failed: dict[int, int] = {}  # site -> version that it was given, in this call
 
         def begin(position: int) -> None:
@@ -245,7 +241,7 @@ class AsynchronousRounds:
                 begin(completed.position)
 
     def _use(self, completed: Completed) -> bool:
-        """Whether the site has done what it was asked, be it too late."""
+        """Validates a reply; returns whether the site did its work, even if too late."""
         position, staleness, reply = completed.position, self._version - completed.version, completed.reply
         if reply is None:
             self._missing += 1
@@ -283,10 +279,10 @@ class AsynchronousRounds:
         return True
 
     def _count(self, whatever: bool = False) -> dict[int, int]:
-        """Counts the reports that wait, once there are enough to compare their sizes with, or the buffer is
-        full, or `whatever` there is.
+        """Counts the waiting reports once their sizes can be compared, or the buffer is full, or `whatever`
+        is set.
 
-        Site -> version of those that are absurdly larger than the others, and are set aside.
+        Returns {site: version} of the reports that are rejected as absurdly larger than the others.
         """
         waiting, known, here = self._waiting, list(self._sizes), len(self._counted)
         if not (whatever or len(known) + len(waiting) >= LEAST or here + len(waiting) >= self._buffer.size):

@@ -1,13 +1,12 @@
-"""Outstanding calls: each site works on a request of its own, is asked again where that fails, and is given
-up at its deadline.
+"""`Calls`: the outstanding requests of asynchronous rounds, each with its own retries and deadline.
 
     begin(site, version, request) ─► Call ─► next() ─► its reply
-                                       │ └ damaged, lost: asked again         └ too large to come, or the request to go, at once: in parts
-                                       └ no reply within `deadline_seconds` of being asked, nor a sign of life for `idle_seconds`: given up
+                                       │ └ damaged, lost: asked again       └ too large, or the request: in parts
+                                       └ no reply within `deadline_seconds`, no progress for `idle_seconds`: given up
 
-Every site has its own clock: that of one which is late starts when it is asked, and is nobody else's. Of one
-that is asked again the first reply that comes counts, to whichever asking it is. Who is given up is free, and
-may be asked something new; what it sends after that is refused as late.
+Every site has its own deadline, from its own request on. If a site was asked twice, its first reply counts,
+whichever request it answers. A site that is given up is free, and may get a new request; what it still sends
+for the old one is refused as late.
 """
 
 import time
@@ -27,7 +26,7 @@ from fedjax_core.sites.wire.transport import Reply
 
 @dataclass
 class Call:
-    """A site at work."""
+    """A request that a site works on."""
 
     version: int  # of the model that it was given
     request: Bytes
@@ -41,7 +40,7 @@ class Call:
 
 
 class Completed(NamedTuple):
-    """A site that is free again."""
+    """A site that is free again, with its reply."""
 
     position: int
     version: int
@@ -50,11 +49,11 @@ class Completed(NamedTuple):
 
 
 class Calls:
-    """The sites at work, by their positions."""
+    """The outstanding calls, by the sites' positions."""
 
     def __init__(self, requests: Requests, contact: Contact, record: Record) -> None:
         self.number = 0
-        """The version that is the newest, under which the audit log has what comes."""
+        """The newest version, which is the round number of entries in the audit log."""
         self._contact, self._record = contact, record
         self._all: dict[int, Call] = {}
         self._fetch = contact.fetch(
@@ -65,7 +64,7 @@ class Calls:
         self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
 
     def begin(self, position: int, version: int, request: Bytes) -> None:
-        """The site at this position is asked to work from this version."""
+        """Asks the site at this position to train from this version."""
         header, now, rules = header_of(request), time.monotonic(), self._contact.rules
         self._record(
             self._contact.names[position], "began", self.number, {"version": version, "digest": header.digest}
@@ -78,11 +77,10 @@ class Calls:
         )
 
     def next(self, oldest: int) -> Completed | None:
-        """The next site that is free again, None where nobody is at work; large reports from a version below
-        the `oldest` are not brought.
+        """Waits for the next site that is free again; None if none is at work. Large reports from below
+        `oldest` are not fetched.
 
-        Of several that are heard of at once it is the one with the oldest model, and of those the first by
-        position."""
+        Of several replies at once, the one from the oldest model comes first, then the first by position."""
         while self._all:
             waiting = {reply: position for position, call in self._all.items() for reply in call.replies}
             done = self._fetch.wait(waiting, min(call.look for call in self._all.values()), None)
@@ -99,7 +97,7 @@ class Calls:
         return None
 
     def clear(self) -> None:
-        """Awaits nobody any more."""
+        """Stops waiting for all sites."""
         for position in list(self._all):
             self._leave(position)
 
@@ -142,7 +140,7 @@ class Calls:
         return Completed(position, call.version, call.header, None if refused else envelope)
 
     def _look(self) -> Completed | None:
-        """The first site that is given up, of those whose time it is to be looked at."""
+        """Looks at the sites that are due: asks silent ones again, and returns the first that is given up."""
         now = time.monotonic()
         for position in [position for position, call in self._all.items() if call.look <= now]:
             call, moved, name = (
@@ -164,7 +162,7 @@ class Calls:
         return None
 
     def _ask_again(self, position: int) -> None:
-        """The same bytes, to which a site that has answered gives the same reply."""
+        """Sends the same bytes again; a site that has answered them gives the same reply."""
         call = self._all[position]
         call.times += 1
         call.replies.append(self._contact.ask(position, call.request, call.outgoing))
@@ -187,7 +185,7 @@ class Calls:
 
 
 def _await(call: Call, moved: "Future[Reply]") -> None:
-    """Waits for what comes of parts; where they go on from where they were when the site was asked again,
-    that is waited for already."""
+    """Adds a transfer in parts to the awaited replies, unless it goes on from before the site was asked
+    again."""
     if moved not in call.replies:
         call.replies.append(moved)

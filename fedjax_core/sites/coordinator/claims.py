@@ -1,17 +1,16 @@
-"""How many examples a site may say that it has: the number agreed with it, or at most 100 times what smaller
-sites have together.
+"""Checks the number of examples that a site claims, by agreement or by comparison with the other sites.
 
-The number decides how much a site's report weighs, and only the site can count. So the coordinator agrees on
-a largest number with each site and writes it into its roster:
+The number decides the weight of a site's reports, and only the site can count. So the coordinator agrees on a
+maximum with each site, and writes it into its roster:
 
     [examples]
     charite = 50000
 
-Without such a line a site is compared with the others. Sites are looked at from the smallest to the largest.
-One that says more than `MOST` times what those before it have together is not believed, and neither is any
-larger one; so several liars cannot vouch for each other. Hospitals that differ as 1 to 100 are believed, and
-so are all where they are one's own: in the coordinator's process, on a Ray that it started for a try, and in
-a consortium on one machine.
+Without such a line a site is compared with the others, from the smallest to the largest. A site that claims
+more than `MOST` times, 100, what those before it have together is not believed, and neither is any larger
+one; so several liars cannot vouch for each other. Hospitals that differ as 1 to 100 are believed. So are all
+sites of one's own: in the coordinator's process, on a Ray that it started for a trial, and in a consortium on
+one machine.
 
 >>> doubtful({"oslo": 50, "mayo": 5000, "mallory": 10**15}, {})
 {'mallory': 'mallory says that it has 1000000000000000 examples, more than 100 times what the smaller sites have together (5050)...'}
@@ -22,11 +21,12 @@ a consortium on one machine.
 from collections.abc import Mapping
 
 MOST = 100
-"""A site without an agreed number has at most so many times the examples that smaller sites have together."""
+"""The most examples that a site without an agreed number may have, as a multiple of all smaller sites'
+together."""
 
 
 def doubtful(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> dict[str, str]:
-    """Why each site whose number of examples is not believed is not."""
+    """{site: reason} of the sites whose number of examples is not believed."""
     doubts = {
         name: f"{name} says that it has {count} examples, and the roster agrees to at most {agreed[name]} ([examples]); "
         "where it has grown, agree on a larger number with the site and write that into the roster"
@@ -48,8 +48,8 @@ def doubtful(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> dict[str,
 
 
 def dominating(claimed: Mapping[str, int], agreed: Mapping[str, int]) -> tuple[str, float] | None:
-    """(the site with more than half of all examples of three sites or more, its share), where its number was
-    not agreed on."""
+    """(site, share) of a site, among three or more, that has over half of all examples without an
+    agreement."""
     name = max(claimed, key=lambda one: claimed[one])
     share = claimed[name] / sum(claimed.values())
     return (name, share) if len(claimed) > 2 and share > 0.5 and name not in agreed else None

@@ -1,9 +1,7 @@
-"""Collects the replies of sites in a round: who is asked, whether those who replied are enough, and the
-round's one deadline.
+"""Collects the replies of sites in a round, with the round's one deadline and its quorum.
 
-How the replies to one request are waited for is in `waiting.py`; what may be heard in `replies.py`; how long
-it is waited, and how many are enough, in `rules.py`. Below the quorum `Paused` is raised, which says of each
-site that is missing why it is."""
+`waiting.py` waits for the replies to one request, `replies.py` authenticates them, and `rules.py` sets
+deadlines and quorum. Below the quorum `Paused` is raised, with the reason of each missing site."""
 
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -28,7 +26,7 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.transport import Reply, Transport, bring
 
 _GRACE_SECONDS = 1.0
-"""A site that was silent is waited for as long at least, however fast the others are."""
+"""The least time to wait for a site that was silent, however fast the others are."""
 
 
 class Paused(RuntimeError):
@@ -37,7 +35,7 @@ class Paused(RuntimeError):
 
 
 class Collector(Contact):
-    """Asks sites, by their positions, and hears their replies, round by round."""
+    """Asks sites, by their positions, and collects their replies, round by round."""
 
     def __init__(
         self,
@@ -50,23 +48,23 @@ class Collector(Contact):
     ) -> None:
         super().__init__(requests, names, transport, roster, rules, record)
         self.sizes = np.ones(len(self.names), np.int64)
-        """Examples of each site, once they are known."""
+        """[N] the number of examples of each site, once known."""
         self.plan: Plan | None = None
-        """How a site goes through its data."""
+        """The plan by which a site goes through its data."""
         self.clients: np.ndarray | None = None
-        """[N] how many clients each site is, where departments are clients; None: each is one."""
+        """[N] the number of clients of each site, if departments are clients; None: one each."""
         self.unknown: dict[int, str] = {}
-        """Sites that have not yet said what they are, so that nothing else is asked of them, each with the
-        reason."""
+        """{position: reason} of the sites that have not described themselves yet, and so are asked for
+        nothing else."""
         self.absent = Absent(self.names)
         self._counted: dict[int, Future[Reply]] = {}
         self.begin(0)
 
     def begin(self, number: int, cohort: Iterable[int] = (), parts: int = 1) -> None:
-        """It is now round `number`: what comes of another is refused, and so is what comes late.
+        """Begins round `number`: replies of other rounds, and late ones, are refused.
 
-        The quorum is that of the `cohort`, or of whoever is asked, and the round's time has so many parts,
-        one for an exchange."""
+        The quorum is over the `cohort`, or else over the sites asked. The round's time is divided into
+        `parts`, one an exchange."""
         self.replies.begin(number)
         self.replies.reasons.clear()
         self.replies.reasons.update(self.unknown)
@@ -75,8 +73,7 @@ class Collector(Contact):
         self.record_late()
 
     def know(self, sizes: np.ndarray, clients: np.ndarray | None, plan: Plan) -> None:
-        """What sites said of themselves: their examples, how many clients each is (None: one), and the plan
-        of their work."""
+        """Sets the sites' numbers of examples and of clients (None: one each), and the plan of their work."""
         self.sizes, self.clients, self.plan = sizes, clients, plan
 
     def collect(
@@ -92,14 +89,12 @@ class Collector(Contact):
         least: float | None = None,
         parts: int = 1,
     ) -> dict[int, Envelope]:
-        """The replies that count, by the sites' positions: all of them, or, without their tensors, reports
-        that are of `use`.
+        """{position: reply} of the replies that count: all, or, without tensors, those that `use` accepts.
 
-        The `request` is one for all, or one a site, none of which is then too large to go at once. `skip` is
-        told of a site that has answered, or failed for good, without such a reply. It waits for `seconds` at
-        most, if that is less than is left of the round. `brief` ones are waited for as those are that were
-        silent: by `Rules.grace`, and `least` seconds. `parts`: how many of the parts into which `begin`
-        divides the round's time are for this."""
+        `request`: one for all sites, or one for each, none of them in parts. `skip` is called for a site that
+        answered, or failed for good, without such a reply. It waits at most `seconds`, and no longer than the
+        rest of the round. `brief` sites are waited for like silent ones: by `Rules.grace`, and at least
+        `least` seconds. `parts`: how many parts of the round's time, as divided by `begin`, this may take."""
         for position in positions:
             self.replies.reasons.pop(position, None)
         header = header_of(next(iter(request.values())) if isinstance(request, Mapping) else request)
@@ -115,18 +110,17 @@ class Collector(Contact):
         return waiting.good
 
     def _patience(self, seconds: float | None, least: float | None, parts: int) -> Patience:
-        """How long this exchange waits, which has so many parts of what is left of the round's time."""
+        """How long this exchange waits, with `parts` of what is left of the round's time."""
         began, left, self._left = time.monotonic(), self._left, max(1, self._left - parts)
         until = min(self._until, began + (seconds or self.rules.deadline_seconds))
         ours = until if left <= parts else began + (until - began) * parts / left
         return Patience(began, until, ours, left > parts, _GRACE_SECONDS if least is None else least)
 
     def again(self, position: int) -> Envelope:
-        """The reply of the site at this position that was of use, brought and read once more; raises what
-        comes of that.
+        """Fetches and reads a site's accepted reply once more; raises whatever goes wrong.
 
-        In parts it may take `deadline_seconds` of its own, as whoever was waited for before may have used up
-        the round's."""
+        A reply in parts may take `deadline_seconds` of its own, as waiting for others may have used up the
+        round's."""
         envelope = decode(bring(self._counted[position]), self._roster, recipient=COORDINATOR)
         if envelope.header.kind != PARTS:
             return envelope
@@ -138,20 +132,20 @@ class Collector(Contact):
         return decode(bring(whole), self._roster, recipient=COORDINATOR)
 
     def _fetch(self, header: Header, positions: Sequence[int]) -> Fetch:
-        """What brings the replies to this request that come in parts."""
+        """The `Fetch` for replies to this request that come in parts."""
         self._header = header
         return self.fetch(positions, partial(self._requests.part, header), lambda: header.round)
 
     def clients_of(self, position: int) -> int:
-        """How many clients the site at this position is."""
+        """The number of clients of the site at this position."""
         return 1 if self.clients is None else int(self.clients[position])
 
     def quorate(self, positions: Sequence[int], here: Sequence[int]) -> bool:
-        """Whether those here are enough of those asked."""
+        """Whether the sites here are enough of those asked."""
         return self.rules.quorate(self.sizes[list(positions)], self.sizes[list(here)])
 
     def check_quorum(self, number: int, positions: Any, here: list[int], what: str) -> None:
-        """Raises `Paused` where those here are too few."""
+        """Raises `Paused` if the sites here are too few."""
         positions = [int(p) for p in positions]
         if here and self.quorate(positions, here):
             return

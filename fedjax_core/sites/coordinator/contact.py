@@ -1,8 +1,7 @@
-"""The coordinator's line to its sites: sends a request, reads what is replied, in one piece or in parts, and
-stops waiting for it.
+"""The coordinator's connection to its sites: sends requests, and fetches replies whole or in parts.
 
-How long a reply is waited for, and how many are enough, is for those who use it: `waiting.py` has one
-deadline for all sites, `calls.py` one for each.
+Its users decide how long to wait and for how many: `waiting.py` has one deadline for all sites, `calls.py`
+one for each.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +18,7 @@ from fedjax_core.sites.wire.transport import Reply, Transport, first_of, take_ba
 
 
 class Contact:
-    """Asks sites, by their positions, and brings what they reply."""
+    """Asks sites, by their positions, and fetches their replies."""
 
     def __init__(
         self,
@@ -32,11 +31,11 @@ class Contact:
     ) -> None:
         self.names, self.rules = list(names), rules
         self.away: dict[str, str] = dict(getattr(transport, "away", {}))
-        """The sites of which the transport knows why they are not there, by their names."""
+        """{name: reason} of the sites that the transport knows to be away."""
         self.silent: set[int] = set()
-        """Sites that did not answer when they were last waited for, and of which nothing came since."""
+        """Sites that did not answer when last waited for, and sent nothing since."""
         self.replies = Replies(requests.run, self.names, roster, record)
-        """Which has the reasons of those whose reply does not count."""
+        """Authenticates replies, and has the reasons of the sites whose reply does not count."""
         self._transport, self._roster, self._record, self._requests = transport, roster, record, requests
         self._late: dict[Future[Reply], int] = {}
         self._steps: dict[str, int] = {}
@@ -44,23 +43,22 @@ class Contact:
 
     @property
     def part_bytes(self) -> int | None:
-        """Messages that are longer move in parts; None where bytes do not travel, as in a store that all
-        processes of a machine share."""
+        """The length above which messages move in parts; None if all sites share a store on one machine."""
         return None if getattr(self._transport, "near", False) else self.rules.part_bytes
 
     def ask(self, position: int, request: Bytes, outgoing: OutgoingRequest | None) -> "Future[Reply]":
-        """The reply, once it is there, of the site at this position."""
+        """Sends a request to the site at this position: the future of its reply."""
         return self._transport.send(
             self.names[position], request if outgoing is None else outgoing.announcement
         )
 
     def done(self, future: "Future[Reply]") -> bool:
-        """Whether this reply is there now."""
+        """Whether this reply has arrived."""
         return bool(first_of(self._transport, [future], 0.0))
 
     def outgoing(self, request: Bytes) -> OutgoingRequest | None:
-        """How a request goes that is too large to go at once; None for others. The last one is kept, for all
-        whom it goes to."""
+        """The transfer of a request that is too large to go at once, kept for the other sites; None for
+        others."""
         part_bytes = self.part_bytes
         if part_bytes is None or len(request) <= part_bytes:
             return None
@@ -70,13 +68,12 @@ class Contact:
         return last
 
     def leave(self, future: "Future[Reply]", position: int) -> None:
-        """Nobody waits any more for this reply of the site at this position: it is not begun, or recorded
-        when it comes."""
+        """Stops waiting for a reply: the site need not begin the work, and a late reply is only recorded."""
         self._late[future] = position
         take_back(self._transport, future)
 
     def record_late(self) -> None:
-        """Records the replies that came since nobody waited for them."""
+        """Records the late replies that have arrived."""
         while done := first_of(self._transport, self._late, 0.0) if self._late else ():
             for future in done:
                 position = self._late.pop(future)
@@ -84,7 +81,7 @@ class Contact:
                     self.silent.discard(position)
 
     def goes_on(self, positions: Iterable[int]) -> bool:
-        """Whether one of these sites has done steps since it was last looked at."""
+        """Whether one of these sites has done steps since the last look."""
         progress: Callable[[str], int] | None = getattr(self._transport, "progress", None)
         if progress is None:
             return False
@@ -96,8 +93,10 @@ class Contact:
     def fetch(
         self, positions: Sequence[int], request: Callable[[str, int], Bytes], number: Callable[[], int]
     ) -> Fetch:
-        """What brings replies in parts, those first that come first in these positions: `request` (the
-        reply's digest, part) is what to send, and `number` is the round that the audit log has it under.
+        """A `Fetch` of replies in parts, in the order of these positions.
+
+        `request` (the reply's digest, part) gives the request for a part; `number` gives the round for the
+        audit log.
         """
         return Fetch(
             self._transport,
@@ -108,6 +107,6 @@ class Contact:
         )
 
     def failure(self, positions: Iterable[int]) -> Exception | None:
-        """What the user's own code raised at one of these sites, where they are in this process."""
+        """The exception of the user's own code at one of these sites, if they are in this process."""
         failures: dict[str, Exception] = getattr(self._transport, "failures", {})
         return next((failures[self.names[p]] for p in positions if self.names[p] in failures), None)

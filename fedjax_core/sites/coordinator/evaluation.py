@@ -1,10 +1,9 @@
-"""Cross-site evaluation: every model at every site, as sums that the sites count on their own examples.
+"""Cross-site evaluation: every model at every site, as sums over each site's own examples.
 
-    for each model:   params  ─score─►  every site  ─►  {metric: sum}, examples       a site that does not answer is a hole with its reason
+    for each model:   params  ─score─►  every site  ─►  {metric: sum}, examples; or a gap with its reason
 
-The federation's model beside those that sites trained alone, each where it was made and elsewhere: what tells
-a hospital what it gains. One model is on its way at a time, so that no site or coordinator holds more than
-one.
+It compares the federation's model with those that sites trained alone, at each site: so a hospital sees what
+it gains. One model is under way at a time, so neither sites nor the coordinator hold more than one.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -26,10 +25,10 @@ def cross_evaluate(
     models: Mapping[str, Params], like: Params, number: int, requests: Requests, collector: Collector, sizes: np.ndarray, *,
     ranges: Iterable[Range], withheld: Mapping[int, Collection[str]], record: Record,
 ) -> CrossEvaluation:  # fmt: skip
-    """Every model at every site; raises before anything is sent where a model has not the shapes of `like`.
+    """Evaluates every model at every site; raises early if a model lacks the shapes of `like`.
 
-    `sizes`: how many examples each site said to be judged by; `ranges`: of the task's metrics; `withheld`:
-    which of them sites said to keep.
+    `sizes`: the number of examples that each site evaluates on; `ranges`: of the task's metrics; `withheld`:
+    the metrics that sites keep.
     """
     for name, params in models.items():
         if odd := sorted(leaf_specs(params).items() ^ leaf_specs(like).items()):
@@ -73,8 +72,7 @@ def ask(
     *,
     record: Record,
 ) -> tuple[Believed, dict[int, str]]:
-    """(what these sites tell of the state's model, each of its own where they keep one; why others of them do
-    not)."""
+    """Evaluates the state's model at these sites: (believed metrics, reasons of the sites without any)."""
     state, number = context.state, int(context.state.round)
     collector.begin(number, positions)
     reachable = [position for position in positions if position not in collector.unknown]

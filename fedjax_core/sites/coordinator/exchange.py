@@ -1,15 +1,14 @@
-"""One exchange of a round with real sites: broadcast, and the reports of those who count, added in the order
-of the cohort.
+"""One exchange of a round with real sites: broadcast, and add the valid reports in the cohort's order.
 
     request  ─collect─►  gate ─► finite ─►  expand and add, in the order of the cohort  ─►  conclude
 
-The same set of sites gives the same bits, whoever came first. A report is added and dropped when all before
-it in the cohort are settled. One that comes before its turn is checked at once, and kept while there are few
-of them (`HELD`); others are dropped and brought again when their turn comes, from the site or the object
-store where they lie. What is kept is what was sent, where it lies if XLA can take it there; it is expanded as
-it is added, into the accumulator's own memory. So the coordinator has the accumulator and a few reports,
-however many sites there are and whoever of them is late. (An aggregator that keeps reports, as the trimmed
-mean, is an accumulator of all reports.)
+The same set of sites gives the same bits, in whatever order reports arrive. A report is added and dropped
+once all before it in the cohort are settled. A report that comes before its turn is validated at once, and
+kept while there are few of them (`HELD`); others are dropped, and fetched again when their turn comes, from
+the site or the object store where they lie. A kept report stays as it was sent, in place if XLA can use it
+there; it is expanded as it is added, into the accumulator's own memory. So the coordinator's memory holds the
+accumulator and a few reports, however many sites there are or are late. (An aggregator that keeps reports,
+such as the trimmed mean, is an accumulator of all reports.)
 """
 
 from collections.abc import Callable, Mapping
@@ -29,12 +28,12 @@ from fedjax_core.sites.protocol.request import Record, Requests, RunContext
 from fedjax_core.sites.wire.envelope import Envelope, Header, header_of
 
 HELD, HELD_BYTES = 4, 16 << 20
-"""Reports that may wait for their turn in the coordinator's memory: so many, or more while they are smaller
-than this together."""
+"""How many reports may wait for their turn in memory: this number, or more while they take fewer bytes than
+this together."""
 
 
 class Result(NamedTuple):
-    """What came of an exchange."""
+    """The result of an exchange."""
 
     state: State
     places: list[int]  # of the cohort: whose reports counted
@@ -53,11 +52,10 @@ def exchange(
     data: Mapping[str, str],
     record: Record,
 ) -> Result:
-    """Exchange `e` with the sites at these places of the cohort: who of them counted, and the state that
-    comes of it.
+    """Runs exchange `e` with the sites at these places of the cohort: the new state, and who counted.
 
-    `data`: the fingerprint of each site's. Raises `Paused` where too few report. Of an empty cohort nobody is
-    asked."""
+    `data`: the fingerprint of each site's data. Raises `Paused` if too few report. An empty cohort asks no
+    site."""
     number = int(context.state.round)
     sent, state = broadcast(composed, e, context.state, len(context.version))
     noise = requests.noise(state, e)
@@ -106,7 +104,7 @@ def exchange(
 
 
 class _Fold:
-    """Adds reports in the order of the cohort, as they come."""
+    """Adds reports in the order of the cohort, as they arrive."""
 
     def __init__(
         self,
@@ -130,7 +128,7 @@ class _Fold:
         self._skipped: set[int] = set()
 
     def use(self, position: int, envelope: Envelope) -> bool:
-        """Whether the report may be used."""
+        """Validates a report; returns whether it may be used."""
         received = self.reports.read(position, envelope)
         if received is None:
             return False
@@ -143,13 +141,13 @@ class _Fold:
         return True
 
     def skip(self, position: int) -> None:
-        """The site has no report that may be used."""
+        """Notes that a site has no usable report."""
         self._skipped.add(position)
         self._go_on()
 
     def finish(self, params: Any) -> None:
-        """No more reports come. Of those who are here some may be absurdly larger than the others: all is
-        then added again without them."""
+        """Adds the rest once no more reports come; if some are absurdly larger than the others, adds all
+        again without them."""
         self._skipped.update(position for position in self._left if position not in self._ready)
         self._go_on()
         here = list(self._added)
@@ -178,7 +176,7 @@ class _Fold:
         self._added[position] = header
 
     def _read_again(self, position: int, header: Header) -> tuple[Any, float] | None:
-        """The report whose header this is, None where it cannot be brought any more."""
+        """Fetches the report with this header again; None if that fails."""
         try:
             envelope = self._collector.again(position)
             if envelope.header != header:
@@ -193,5 +191,5 @@ class _Fold:
 
 
 def _capacity(update: Any) -> int:
-    """How many such updates may wait."""
+    """How many updates of this size may wait."""
     return max(HELD, HELD_BYTES // max(1, sum(x.nbytes for x in jax.tree.leaves(update))))

@@ -1,9 +1,8 @@
-"""Which sites were in the sum of each round that was opened: sites open it again for the very same ones
-alone.
+"""`Opened`: the record of the sites in each opened secure sum, which may only be opened again for these.
 
-    folder/run-opened.json     {"3/0": ["charite", "mayo", "oslo"]}        round/exchange, on the disk before a site is asked for a share
+    folder/run-opened.json     {"3/0": ["charite", "mayo", "oslo"]}     by round/exchange; written before the reveal
 
-So a coordinator that was killed, or falls back to a checkpoint, asks them and nobody else.
+So a coordinator that was killed, or goes back to a checkpoint, asks exactly these sites again.
 
 >>> opened = Opened(None)
 >>> opened.add(3, 0, ["charite", "mayo", "oslo"])
@@ -19,10 +18,10 @@ from fedjax_core.files import make_folder, write_whole
 
 
 class Opened:
-    """The rounds of one run that were opened."""
+    """The opened sums of one run."""
 
     def __init__(self, path: Path | None) -> None:
-        """Raises ValueError where the file is damaged."""
+        """Raises ValueError if the file is damaged."""
         self._path = path
         self._all: dict[str, list[str]] = {}
         if path is not None and path.exists():
@@ -37,12 +36,12 @@ class Opened:
                 ) from None
 
     def of(self, number: int, e: int) -> list[str] | None:
-        """The sites in the sum of this exchange of a round; None where it was not opened."""
+        """The sites in the sum of this round and exchange; None if it was not opened."""
         return self._all.get(f"{number}/{e}")
 
     def add(self, number: int, e: int, names: Sequence[str], oldest: int | None = None) -> None:
-        """Notes that the sum of these is about to be opened. No round before the `oldest` is ever asked
-        again."""
+        """Notes that the sum of these sites is about to be opened, and forgets rounds before `oldest`, which
+        never come again."""
         if self.of(number, e) == list(names):
             return
         self._all[f"{number}/{e}"] = list(names)

@@ -1,13 +1,12 @@
-"""What sites tell of a model, and which of it is believed: every metric is pooled over those who tell it, and
-the others are named.
+"""Pools the metrics that sites report of a model, after checking which values are believable.
 
-    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation, each metric without those it is not believed of
+    a reply's fields ─read─► examples, sums ─doubts─► Evaluation or CrossEvaluation of the believed metrics
 
-A site counts by the examples in its reply, which are at most those that it said before the first round. A
-value counts that is finite, within the range that the task says of it (`Task.ranges`), and not absurd: where
-three sites or more tell a metric, a mean of more than 100 in size, and of more than 100 times the median of
-their sizes, is left out. Where three sites or more answer, a metric that one of them alone tells, and that
-the study does not name, is nobody's.
+A site counts by the number of examples in its reply, which is at most the number that it claimed before the
+first round. A value counts if it is finite, within the range that the task gives (`Task.ranges`), and not
+absurd: if three sites or more report a metric, a mean above 100 in size and above 100 times the median of
+their sizes is left out. If three sites or more answer, a metric that only one of them reports, and that the
+study does not name, is dropped.
 
 >>> by_site = {0: SiteTotals(10, {"loss": 5.0}), 1: SiteTotals(20, {"loss": 9.0}), 2: SiteTotals(10, {"loss": -1e30, "auroc": 10.0})}
 >>> for (position, name), why in doubts(by_site, ()).items():
@@ -37,14 +36,14 @@ _FAR = f"its value is more than {MOST:g} times the others'"
 
 
 class SiteTotals(NamedTuple):
-    """What one site tells."""
+    """The metrics that one site reports."""
 
     examples: int
     totals: Mapping[str, float]  # {metric: sum over them}; NaN where it is not finite there
 
 
 def read(fields: Mapping[str, Any], most: int) -> SiteTotals | str:
-    """What is in a reply of a site that said to have at most so many examples, or why it is not read."""
+    """The metrics in a site's reply, or the reason of its rejection; `most`: the examples that it claimed."""
     examples = fields.get("examples")
     if type(examples) is not int or examples < 1:
         return "its reply lacks the number of examples"
@@ -63,8 +62,7 @@ def read(fields: Mapping[str, Any], most: int) -> SiteTotals | str:
 def doubts(
     by_site: Mapping[int, SiteTotals], ranges: Iterable[Range], named: Collection[str] = ()
 ) -> dict[tuple[int, str], str]:
-    """{(site's position, metric): why it is not believed}; `named`: further metrics that the study is known
-    to have."""
+    """{(site's position, metric): why it is not believed}; `named`: further metrics that the study has."""
     values = {
         name: {
             position: one.totals[name] / one.examples
@@ -77,7 +75,7 @@ def doubts(
 
 
 class Believed(NamedTuple):
-    """What sites tell of one model, as far as it is believed."""
+    """The metrics that sites report of one model, as far as they are believed."""
 
     by_site: dict[int, SiteTotals]  # by the sites' positions, without metrics that are nobody's
     doubts: dict[tuple[int, str], str]  # (position, metric) -> why it does not count
@@ -90,8 +88,8 @@ def believe(
     ranges: Iterable[Range],
     withheld: Mapping[int, Collection[str]],
 ) -> Believed:
-    """What is in these replies, of sites that said to have so many examples at most (`sizes` [N]), and to
-    keep the metrics `withheld`."""
+    """Checks the metrics in these replies; `sizes` [N]: the examples that sites claimed, `withheld`: the
+    metrics that they keep."""
     results = {
         position: read(reply.header.fields, int(sizes[position])) for position, reply in replies.items()
     }
@@ -116,7 +114,7 @@ def believe(
 def say(
     believed: Believed, names: Sequence[str], record: Callable[[str, Mapping[str, Scalar]], None]
 ) -> None:
-    """Says on screen and by `record` which sites' replies and metrics do not count, and why."""
+    """Logs, and passes to `record`, which sites' replies and metrics do not count, and why."""
     for position, why in believed.reasons.items():
         log.warning("what %s tells of a model does not count: %s", names[position], why)
         record(names[position], {"reason": why})
@@ -126,7 +124,7 @@ def say(
 
 
 def evaluation(names: Sequence[str], believed: Believed, reasons: Mapping[int, str], on: str) -> Evaluation:
-    """The metrics as a person reads them; `reasons`: why a site did not answer."""
+    """The pooled `Evaluation` of the believed metrics; `reasons`: why sites did not answer."""
     by_site, everyone = believed.by_site, range(len(names))
     sizes = np.array(
         [by_site[position].examples if position in by_site else 0 for position in everyone], np.int64
@@ -157,14 +155,14 @@ def evaluation(names: Sequence[str], believed: Believed, reasons: Mapping[int, s
 
 
 def names_of(by_site: Mapping[int, SiteTotals]) -> list[str]:
-    """The metrics that anybody tells."""
+    """The metrics that at least one site reports."""
     return list(dict.fromkeys(name for one in by_site.values() for name in one.totals))
 
 
 def doubtful_means(
     values: Mapping[str, Mapping[int, float]], ranges: Iterable[Range], named: Collection[str], answered: int
 ) -> dict[tuple[int, str], str]:
-    """{(who, metric): why it is not believed} of {metric: {who: mean}}, where so many have answered."""
+    """{(source, metric): why it is not believed} for {metric: {source: mean}} from `answered` sites."""
     known = {one[0]: (one[1], one[2]) for one in ranges}
     reasons = {}
     for name, means in values.items():
@@ -190,5 +188,5 @@ def doubtful_means(
 
 
 def _margin(end: float) -> float:
-    """By how much rounding may bring a mean beyond an end of its range."""
+    """How far rounding may bring a mean beyond an end of its range."""
     return 1e-5 * max(1.0, abs(end)) if math.isfinite(end) else 0.0

@@ -1,9 +1,8 @@
-"""The sites as a run sees them: how many, with how many examples, and what each says of itself before its
-first round.
+"""`Population`: the sites of a run by their descriptions, including sites that join later.
 
-A run begins with those that are there, or that have said it before (`RUN-sites.json`), where these are enough
-for a round. Whoever is away joins in the first round after it has said what it is (`Joining`); until then the
-rounds go on without it, and it is named."""
+A run begins with the sites that are there, or that described themselves before (`RUN-sites.json`), if these
+are enough for a round. A site that is away joins in the first round after it has described itself
+(`Joining`); until then the rounds go on without it, and it is named."""
 
 import hashlib
 import json
@@ -29,42 +28,42 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.transport import Transport
 
 _ANSWER_SECONDS, _START_SECONDS, _AGAIN_SECONDS = 10.0, 60.0, 30.0
-"""How long a site has to say what it is where the others are enough, where they are not, and when one that
-was away is asked anew."""
+"""How long a site has to describe itself if the others are enough and if they are not, and when a site that
+was away is asked again."""
 
 _JOINED = "joined"
-"""Says, of a site in the file, that it was not there when the run began."""
+"""The mark, in the file, of a site that was not there when the run began."""
 
 log = logging.getLogger("fedjax_core")
 
 
 class Population:
-    """The sites as a run sees them: how many, with how many examples."""
+    """The sites of a run, with their numbers of examples."""
 
     def __init__(
         self, ids: Sequence[str], descriptions: Mapping[str, Mapping[str, Any]], departments: bool = False
     ) -> None:
-        """`about`: what each says of itself, by its name; nothing of one that has not said it yet."""
+        """`descriptions`: {name: what the site says of itself}, for those that have."""
         self.ids = np.array(list(ids))
         self.sizes = np.zeros(len(self.ids), np.int64)
-        """[N] examples of each; 0 of one that has not said it yet."""
+        """[N] examples of each site; 0 before its description."""
         self.clients: np.ndarray | None = np.zeros(len(self.ids), np.int64) if departments else None
-        """[N] how many clients each site is, where departments are clients."""
+        """[N] the number of clients of each site, if departments are clients."""
         self.judged = np.zeros(len(self.ids), np.int64)
-        """[N] by how many examples models are judged at each site: those held out, or those trained on."""
+        """[N] the number of examples that each site evaluates on: those held out, or those trained on."""
         self.withheld: dict[int, tuple[str, ...]] = {}
-        """Metrics of the study that the policies of sites keep, by their positions."""
+        """The metrics that the policies of sites do not let leave, by the sites' positions."""
         self.data: dict[str, str] = {}
         """The fingerprint of each site's data, by its name."""
         self.features: dict[str, list[str]] = {}
-        """{column: names of its features}, as far as sites said them."""
+        """{column: names of its features}, if sites name them."""
         self._late: set[str] = set()
         for position, name in enumerate(ids):
             if name in descriptions:
                 self.add(position, name, descriptions[name])
 
     def add(self, position: int, name: str, description: Mapping[str, Any]) -> None:
-        """The site at this position has said what it is."""
+        """Adds the site at this position, with its description."""
         self.sizes[position], self.data[name] = description["examples"], str(description["data"])
         self.features = self.features or features_of(description)
         self.judged[position] = description.get("held_out", description["examples"])
@@ -78,8 +77,7 @@ class Population:
         return len(self.ids)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of the names and fingerprints of all sites that were there when the run
-        began."""
+        """16 hexadecimal digits for the names and data of the sites that were there when the run began."""
         first = {name: data for name, data in self.data.items() if name not in self._late}
         return hashlib.sha256(json.dumps(first).encode()).hexdigest()[:16]
 
@@ -94,13 +92,12 @@ def describe(
     agreed: Mapping[str, int] | None = None,
     record: Record = lambda party, what, number, details: None,
 ) -> dict[str, dict[str, Any]]:
-    """{name: what the site says of itself}: now, or, where it does not answer, as it said before, which is in
-    the file at `path`.
+    """{name: what the site says of itself}, now, or before as in the file at `path` if it does not answer.
 
-    Of a site that has never said it, or whose number of examples is not believed, there is nothing, and
-    `collector.unknown` has the reason. Raises `Paused` where the others would be too few for a round.
-    With `departments` it says how many it has, too; and where a share of its examples is `held_out`, how many
-    these are. `agreed`: the largest number of examples of each site with which one was agreed on.
+    A site that never described itself, or whose number of examples is not believed, is missing, and
+    `collector.unknown` has the reason. Raises `Paused` if the others would be too few for a round. With
+    `departments` a site also says how many it has; with a share `held_out`, how many examples these are.
+    `agreed`: the largest number of examples of each site with an agreement.
     """
     names = collector.names
     known = _read(path) if path is not None and path.exists() else {}
@@ -159,7 +156,7 @@ def describe(
 
 
 def _other_columns(one: str, fields: Mapping[str, Any], other: str, other_fields: Mapping[str, Any]) -> str:
-    """That two sites have other columns, with the first difference and the way out."""
+    """The error text for two sites with different columns: the first difference, and the way out."""
     odd = str(difference(one, fields, other, other_fields))
     way_out = (
         "Have the study put them in order by their names (features=)"
@@ -170,7 +167,7 @@ def _other_columns(one: str, fields: Mapping[str, Any], other: str, other_fields
 
 
 def _check(name: str, description: Mapping[str, Any], departments: bool, held_out: float) -> None:
-    """Raises where the site's description lacks something."""
+    """Raises if a site's description lacks something."""
     examples: Any = description.get("examples")
     if not (
         type(examples) is int
@@ -200,13 +197,13 @@ def _check(name: str, description: Mapping[str, Any], departments: bool, held_ou
 
 
 class Joining:
-    """Takes in the sites that were away when the run began, once they say what they are; waits for nobody."""
+    """Adds the sites that were away when the run began, once they describe themselves; never waits."""
 
     def __init__(
         self, collector: Collector, requests: Requests, sites: Population, descriptions: dict[str, dict[str, Any]], path: Path | None,
         departments: bool, held_out: float, agreed: Mapping[str, int], record: Record,
     ) -> None:  # fmt: skip
-        """`about`: what those say of themselves who have."""
+        """`descriptions`: {name: what the site says of itself}, for those that have."""
         self._collector, self._requests, self._sites, self._descriptions, self._path = (
             collector,
             requests,
@@ -219,7 +216,7 @@ class Joining:
         self._pending: dict[int, tuple[Future[Any], Header, float]] = {}
 
     def look(self, number: int) -> None:
-        """Before round `number`: asks those who have not said what they are, and hears who has by now."""
+        """Before round `number`: asks unknown sites for descriptions, and adds those that have answered."""
         for position in list(self._collector.unknown):
             name = self._collector.names[position]
             if position in self._pending:
@@ -243,7 +240,7 @@ class Joining:
                 )
 
     def _take(self, position: int, name: str, description: dict[str, Any], number: int) -> None:
-        """The site joins, or it is set aside with the reason."""
+        """Adds the site, or rejects its description with the reason."""
         claimed = {one: fields["examples"] for one, fields in self._descriptions.items()}
         try:
             _check(name, description, self._departments, self._held_out)
@@ -270,7 +267,7 @@ class Joining:
 
 
 class Unfit(Refused):
-    """What a site that joins later says of itself is not believed, or is not of the run."""
+    """The description of a site that joins later is not believed, or does not fit the run."""
 
     code = "unfit"
 
@@ -289,8 +286,8 @@ def _read(path: Path) -> dict[str, Any]:
 def believe(
     known: dict[str, Any], now: dict[str, Any], agreed: Mapping[str, int], record: Record
 ) -> dict[str, str]:
-    """Takes out of what sites said, before and now, what is not believed: {name: why}. Says who has more than
-    half of all examples."""
+    """Removes the descriptions, former and new, that are not believed: {name: reason}. Warns of a site with
+    over half of all examples."""
     claimed = {
         name: known[name]["examples"] if name in known else now[name]["examples"] for name in {**known, **now}
     }
@@ -311,7 +308,7 @@ def believe(
 
 
 def _say_withheld(withheld: Mapping[str, Sequence[str]]) -> None:
-    """Says at the start which metrics will lack sites, and which sites: {site: metrics}."""
+    """Logs which metrics will lack which sites; `withheld`: {site: metrics}."""
     for metric in sorted({metric for metrics in withheld.values() for metric in metrics}):
         sites = [site for site, metrics in withheld.items() if metric in metrics]
         log.warning(
@@ -322,7 +319,7 @@ def _say_withheld(withheld: Mapping[str, Sequence[str]]) -> None:
 
 
 def check_keys(names: Sequence[str], roster: Roster, transport: Transport) -> None:
-    """Raises where the key of a site is not known: in no roster, and the site not there to tell it."""
+    """Raises if the key of a site is unknown: it is in no roster, and the site is not there to send it."""
     if missing := [name for name in names if name not in roster.keys]:
         if away := getattr(transport, "away", {}):
             raise Paused(

@@ -1,10 +1,10 @@
-"""The numbers of preprocessing, at the coordinator: measured once, before the first round, and kept for good.
+"""Fits preprocessing over all sites, once before the first round, and keeps the parameters for good.
 
-    request  ─measure─►  every site  ─►  checked sums  ─►  merged in the order of the sites  ─►  numbers, in every request from then on
+    request ─measure─► every site ─► checked sums ─► merged in the sites' order ─► parameters, in every request
 
-They are in `RUN-prepared.json` in the coordinator's folder, exactly, so that a run that is started again has
-the same bits and no site is asked again. All sites must answer: a scaler of some is another scaler, and
-nobody would see it."""
+They are stored exactly, in `RUN-prepared.json` in the coordinator's folder, so a restarted run has the same
+bits and asks no site again. All sites must answer: a scaler of some sites is another scaler, and nobody would
+notice."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ log = logging.getLogger("fedjax_core")
 
 
 class BadSums(Refused):
-    """What a site says of its columns cannot be."""
+    """The sums that a site reports of its columns are impossible."""
 
     code = "bad-sums"
 
@@ -44,11 +44,10 @@ def fit_preprocessing(
     path: Path | None,
     features: Mapping[str, Sequence[str]],
 ) -> Fitted:
-    """The steps with the numbers of all sites: those in the file at `path`, or measured now, and written to
-    it.
+    """The steps fitted to all sites, from the file at `path`, or measured now and written to it.
 
-    Raises `Paused` where a site does not tell its sums, with its reason. Warns where a site's means lie far
-    from the others' (units.py); `features` has the names for that.
+    Raises `Paused` if a site sends no sums, with its reason. Warns if a site's means lie far from the others'
+    (units.py), with names from `features`.
     """
     known = path is not None and path.exists()
     fitted = (
@@ -117,7 +116,7 @@ def _measured(
 def _sums(
     steps: tuple[Step, ...], tensors: Mapping[str, np.ndarray], examples: int, first: tuple[Sums, ...] | None
 ) -> tuple[Sums, ...]:
-    """What a site said, an entry a step; raises a `Refused` where it cannot be so, or is not of the shapes of
+    """The sums of a site, an entry a step; raises a `Refused` if they are impossible, or differ in shape from
     the `first` site's."""
     # Names and dtypes; a vocabulary is a vector of length 0.
     empty = tuple(dict(step.sums(np.zeros(0, np.int64), 0)) for step in steps)

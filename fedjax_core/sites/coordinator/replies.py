@@ -1,8 +1,9 @@
-"""Authenticates replies: signature, sender, clock, replay, and the request that each answers. Everything else
-is refused and recorded.
+"""Authenticates replies: signature, sender, clock, replay, and the request that each answers.
 
-    a future ─► brought? ─► signature, sender ─► clock ─► run, round, heard before? ─► kind, and which request it answers ─► the reply
-                   └ lost        └────────────────────────── refused: its code and reason in the audit log
+Everything else is rejected and recorded.
+
+    future ─► fetched? ─► signature, sender ─► clock ─► run, round, replay? ─► kind, request ─► the reply
+                 └ lost        └────────── refused: its code and reason in the audit log ────────┘
 
 >>> from fedjax_core.sites.wire.identity import SiteKey
 >>> from fedjax_core.sites.wire.envelope import SITES
@@ -43,41 +44,40 @@ from fedjax_core.sites.wire.transport import Reply, bring
 
 
 class WrongSender(Refused):
-    """The reply of another site than the one that was asked."""
+    """The reply comes from another site than the one that was asked."""
 
     code = "wrong-sender"
 
 
 class WrongReply(Refused):
-    """The reply is to another request, or of another kind."""
+    """The reply answers another request, or is of another kind."""
 
     code = "wrong-reply"
 
 
 class Replies:
-    """Reads what the sites of one run reply, by their positions."""
+    """Authenticates the replies of the sites in one run, by their positions."""
 
     def __init__(self, run: str, names: Sequence[str], roster: Roster, record: Record) -> None:
         self.reasons: dict[int, str] = {}
-        """Why there is no reply of a site to the last request."""
+        """{position: reason} of the sites without a reply to the last request."""
         self.heads: dict[str, tuple[int, str]] = {}
-        """Of each site, the last head of its audit log that it said: in a message of this number."""
+        """{site: (message number, head)}: the last head of its audit log that each site sent."""
         self._names, self._roster, self._record = names, roster, record
         self._guard = ReplayGuard(run, 0)
 
     def begin(self, number: int) -> None:
-        """It is now round `number`."""
+        """Begins round `number`."""
         self._guard = self._guard.at(number)
 
     def accept(
         self, future: "Future[Reply]", position: int, number: int, request: Header, outgoing: OutgoingRequest | None = None,
         *, skew_seconds: float = SKEW_SECONDS,
     ) -> Envelope | None:  # fmt: skip
-        """The authentic reply of the site at this position to this request, None where there is none in what
-        came.
+        """The authentic reply of the site at this position to this request; None if what came is not one.
 
-        The request may be of an earlier round than `number`, which it is now, and `outgoing` in parts, of
-        which a site may lack some."""
+        The request may be of an earlier round than the present one, `number`. `outgoing`: the request in
+        parts, if a site may lack some."""
         name = self._names[position]
         try:
             raw = bring(future)
@@ -135,13 +135,13 @@ class Replies:
         return envelope
 
     def _refuse(self, position: int, number: int, refusal: Refused) -> None:
-        """Records why what came from the site at this position is no reply."""
+        """Records why the message from the site at this position is rejected."""
         self._record(
             self._names[position], "refused", number, {"code": refusal.code, "reason": str(refusal)[:1000]}
         )
 
     def record_late(self, future: "Future[Reply]", position: int) -> bool:
-        """Records what came when nobody waited for it; returns whether it is the site that sent it."""
+        """Records a late reply; returns whether it really came from the site."""
         try:
             raw = bring(future)
         except Refused as refusal:

@@ -1,9 +1,9 @@
-"""Validates reports, expands them by the server's half of the uplink, adds them, and concludes the exchange.
+"""Validates reports, expands them with the server's half of the uplink, adds them, and concludes.
 
     message sent ─training─► request        its reports ─Reports.read─► (sent, weight) ─Aggregation.add─► ... ─Aggregation.conclude─► state
 
-Whose turn it is, and how many are enough, is for whoever asks: a round (`exchange.py`), or the server's
-buffer (`asynchronous.py`)."""
+The callers decide on the order and the number of reports: a round (`exchange.py`), or the server's buffer
+(`asynchronous.py`)."""
 
 import logging
 import math
@@ -39,8 +39,8 @@ log = logging.getLogger("fedjax_core")
 
 
 class NothingLearned(RuntimeError):
-    """The reports add up to exactly nothing. The state is what it was; an experiment that goes on so would be
-    a silent one."""
+    """The reports add up to exactly zero. The state is unchanged; going on would be an experiment that
+    silently learns nothing."""
 
 
 def training(
@@ -54,7 +54,7 @@ def training(
     requests: Requests,
     collector: Collector,
 ) -> Bytes:
-    """The request to train from the message that is sent so, in the draws of round `number`."""
+    """The request to train from the message `sent`, with the draws of round `number`."""
     fields: dict[str, Scalar] = {} if collector.part_bytes is None else {"part_bytes": collector.part_bytes}
     if collector.rules.train_seconds is not None and composed.algorithm.exchanges[e].work.trains:
         fields[TRAIN_SECONDS] = float(collector.rules.train_seconds)
@@ -66,7 +66,7 @@ UPDATE = "the norm of the update"
 
 
 class Size(NamedTuple):
-    """How large the numbers of one report are."""
+    """The size of the numbers in one report."""
 
     norm: float  # of the update
     steps: int  # that the site had to do
@@ -74,20 +74,19 @@ class Size(NamedTuple):
 
 
 class Reports:
-    """Reads the reports to one request to train: validates them, then runs the server's half of the
-    uplink."""
+    """Reads the reports that answer one request to train: validates them, then expands them."""
 
     def __init__(
         self, header: Header, composed: Round, uplink: Any, *, requests: Requests, collector: Collector, data: Mapping[str, str],
         record: Record,
     ) -> None:  # fmt: skip
-        """`asked`: the request's header; `data`: the fingerprint of each site's."""
+        """`header`: the request's; `data`: the fingerprint of each site's data."""
         rules, sizes, e = collector.rules, collector.sizes, header.exchange
         self.refused = 0
         self.sizes: dict[int, Size] = {}
-        """Of the reports that were read, by the sites' positions."""
+        """The sizes of the reports that were read, by the sites' positions."""
         self.steps = steps_of(collector, composed.algorithm.exchanges[e].work, header.round)
-        """[N] that each site has to do."""
+        """[N] the steps that each site has to do."""
         self._server, self._e, self._uplink, self._record = server_half(composed), e, uplink, record
         self._clients, self._form, self._sizes, self._names = (
             collector.clients,
@@ -114,8 +113,7 @@ class Reports:
         )  # fmt: skip
 
     def read(self, position: int, envelope: Envelope) -> tuple[Any, float] | None:
-        """(what was sent, weight) of the report from the site at this position, None where it may not be
-        used."""
+        """(what was sent, weight) of the report from the site at this position; None if it is rejected."""
         clients = None if self._clients is None else int(self._clients[position])
         bounds = {
             "max_weight": float(self._bounds[position]),
@@ -160,8 +158,7 @@ class Reports:
         return report
 
     def set_aside(self, position: int, what: str) -> None:
-        """`what` is in the report of the site at this position, which was read, is absurdly larger than the
-        others'."""
+        """Rejects a site's report, as `what` in it is absurdly larger than the others'."""
         times = MOST if what == UPDATE else MOST**2
         reason = (
             f"{what} is more than {times:g} times the median of those in this exchange, for as many steps, or beyond all reason where "
@@ -176,20 +173,19 @@ class Reports:
         self.refused += 1
 
     def sent(self, envelope: Envelope) -> tuple[Any, float]:
-        """(what was sent, weight)."""
+        """(what was sent, weight) in a validated report."""
         sent = self._form.filled(envelope.tensors)
         if not self._server.small[self._e]:
             sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
         return sent, float(envelope.header.fields["weight"])  # type: ignore[arg-type]
 
     def record(self, party: str, what: str, details: Mapping[str, Scalar]) -> None:
-        """Into the audit log."""
+        """Records an entry in the audit log."""
         self._record(party, what, self._expected.round, {**details, "exchange": self._e})
 
 
 def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
-    """{which: what of it} of these reports is absurdly larger than of the others; of an update, also than
-    `params` where these are few."""
+    """{index: what} of the reports that are absurdly larger than the others, or than `params` if few."""
     if rules.max_norm != "relative":
         return {}
     steps, outliers = [one.steps for one in sizes], dict[int, str]()
@@ -203,8 +199,7 @@ def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
 
 
 def largest_weights(composed: Round, e: int, collector: Collector, round: int) -> np.ndarray | None:
-    """[N]: what each site's report weighs by its examples and steps in exchange `e`; None where it depends on
-    more than these."""
+    """[N] the weights of reports in exchange `e` by examples and steps; None if they depend on more."""
     weigh = server_half(composed).weigh[e]
     if weigh is None:
         return None
@@ -213,7 +208,7 @@ def largest_weights(composed: Round, e: int, collector: Collector, round: int) -
 
 
 def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
-    """[N]: how many steps each site does in an exchange of this work in a round; 1 where no plan is known."""
+    """[N] the steps of each site in an exchange of this work; 1 without a known plan."""
     if collector.plan is None:
         return np.ones(len(collector.sizes), np.int64)
     return _steps(
@@ -223,15 +218,16 @@ def steps_of(collector: Collector, work: Work, round: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _steps(plan: Plan, work: Work, sizes: bytes, round: int) -> np.ndarray:
-    """[N], of so many examples (int64) each; the same in all rounds of most plans, and 0.1 ms to count."""
+    """[N] the steps for these numbers of examples (int64 bytes). Cached: most plans give the same in all
+    rounds, and it takes 0.1 ms."""
     counts = plan.of(work).steps_of(np.frombuffer(sizes, np.int64), round)
     counts.flags.writeable = False
     return counts
 
 
 def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np.ndarray, np.ndarray]:
-    """[N], [N]: the least and the most of such a number in each site's report, which where `limited` may be
-    of fewer steps."""
+    """[N], [N]: the least and the most of a number in each site's report; with `limited` time there may be
+    fewer steps."""
     examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
     ends = [most, np.minimum(most, 1)] if limited else [most]
     values = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
@@ -241,25 +237,24 @@ def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np
 
 @lru_cache(maxsize=64)
 def _weights(weigh: Weigher | None, sizes: bytes, steps: bytes, limited: bool) -> np.ndarray:
-    """[N]: the largest weight of each site's report, of so many examples and steps (int64); a `limited` one
-    may be of fewer steps."""
+    """[N] the largest weight of each site's report, for these examples and steps (int64 bytes); a `limited`
+    one may have fewer steps."""
     if weigh is None:
         return np.maximum(1.0, np.frombuffer(sizes, np.int64))
     return _between(weigh, sizes, steps, limited)[1]
 
 
 class Aggregation:
-    """What the reports of one exchange add up to so far."""
+    """The sum of the reports of one exchange so far."""
 
     def __init__(
         self, composed: Round, e: int, uplink: Any, cohort: int, positions: np.ndarray | None = None
     ) -> None:
-        """`cohort`: for how many reports there are places; `positions`: of the sites there, for reports with
-        stats."""
+        """`cohort`: the number of places for reports; `positions`: of the sites at these places, for reports
+        with stats."""
         self.weight, self.count = np.float32(0), np.float32(0)
         self.metrics: dict[str, Any] = {}
-        """What the metrics in the reports add up to, as far as they are believed; known once they are
-        concluded."""
+        """The sums of the believed metrics in the reports; known after `conclude`."""
         self._site_metrics: list[tuple[str, int, dict[str, Any]]] = []  # (site, its examples, its metrics)
         self._server, self._e, self._uplink, self._cohort = server_half(composed), e, uplink, cohort
         self._adds = composed.algorithm.exchanges[e].update is not None
@@ -283,8 +278,8 @@ class Aggregation:
         factor: Any = None,
         clients: int = 1,
     ) -> None:
-        """Adds (what was sent, weight), the mean of so many `clients`, which counts so many times; its update
-        is multiplied by `factor`, None: taken as it is."""
+        """Adds a report (what was sent, weight), a mean of so many `clients` that counts `times` times;
+        `factor` scales its update."""
         sent, weight, times = report[0], np.float32(report[1]), np.float32(times)
         self._reported[place] = True
         self._sent_by[place] = header.sender
@@ -307,8 +302,7 @@ class Aggregation:
         )
 
     def whole(self, sent: Any, weight: float, by: Mapping[int, str], clients: int) -> None:
-        """Adds, in one, the sum of what the sites `by` {place: name} sent, of so many clients, with the sum
-        of their weights."""
+        """Adds the sum of the reports of the sites `by` {place: name}, with the sum of their weights."""
         for place, name in by.items():
             self._reported[place] = True
             self._sent_by[place] = name
@@ -324,10 +318,10 @@ class Aggregation:
         record: Callable[[str, str, Mapping[str, Scalar]], None],
         noise: np.ndarray,
     ) -> State:
-        """The state that comes of them; `noise`: the words of a key that only the server knows.
+        """The next state from the reports; `noise`: the words of a key that only the server knows.
 
-        Warns where the uplink leaves little of what was learned; raises `NothingLearned` where all reports
-        together are nothing."""
+        Warns if the uplink leaves little of what was learned; raises `NothingLearned` if the reports add up
+        to zero."""
         self.metrics = self._pooled(record)
         left = {
             name: float(self.metrics[name].total / self.metrics[name].weight)
@@ -354,7 +348,7 @@ class Aggregation:
         return concluded._replace(key=state.key)  # the very same, of which requests know what to say
 
     def _say_left_out(self, used: Any, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> None:
-        """Records by name whose reports the aggregator had no use for: who is left out in every round has a
+        """Records by name whose reports the aggregator left out: a site that is left out in every round has a
         right to know."""
         if used is None:
             return
@@ -365,10 +359,10 @@ class Aggregation:
         self.metrics["left_out"] = total_of(len(out))
 
     def _pooled(self, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> dict[str, Any]:
-        """The sums of the metrics over the reports that tell them, without those that are not believed, which
-        are said by name.
+        """The sums of the metrics over the reports that have them, without those that are not believed, which
+        are logged by name.
 
-        Where nobody tells a finite one, the sum is not finite either.
+        If no report has a finite value, the sum is not finite either.
         """
         if not any(metrics for _, _, metrics in self._site_metrics):
             return {}
@@ -418,13 +412,13 @@ class Aggregation:
         return pooled
 
     def _make_room(self, factor: Any) -> None:
-        """Adds the small reports that wait, where another such as has this factor cannot wait with them."""
+        """Adds the waiting small reports if one more, with this factor, cannot join them."""
         if self._small and (len(self._small) == TOGETHER or (self._small[0][3] is None) != (factor is None)):
             self._acc = self._server.add_all[self._e](self._cohort, self._acc, self._uplink, self._waiting())
             self._small.clear()
 
     def _waiting(self) -> Small | None:
-        """The small reports that wait, None where there are none."""
+        """The waiting small reports; None if there are none."""
         if not self._small:
             return None
         sent, weights, places, factors = zip(*self._small, strict=True)
@@ -435,15 +429,15 @@ class Aggregation:
 
 
 def _filled(rows: Sequence[Any]) -> np.ndarray:
-    """[TOGETHER, ...]: these, and then zeros."""
+    """[TOGETHER, ...]: these rows, then zeros."""
     filled = np.zeros((TOGETHER, *np.shape(rows[0])), rows[0].dtype)
     filled[: len(rows)] = rows
     return filled
 
 
 def _added(metrics: Sequence[Any]) -> Any:
-    """Their sum, of one kind, in this order, to the same bits as by `+`, which for so few numbers takes ten
-    times as long."""
+    """The sum of metrics of one kind, in this order: the same bits as with `+`, ten times as fast for so few
+    numbers."""
     total = reduce(operator.add, [one.total for one in metrics])
     return (
         Mean(total, reduce(operator.add, [one.weight for one in metrics]))

@@ -1,11 +1,10 @@
-"""How long a round of real sites waits, for whom, and what it lets through: `Rules`, which may be set between
-rounds.
+"""`Rules`: deadlines, quorum and bounds of a federation's rounds, which may be changed between rounds.
 
-Time has one rule: a round waits for its cohort until nothing has come, and no site has gone on, for
-`idle_seconds`, or until its one deadline. A site that did not answer, as where its machine is down, is waited
-for so long once. From then on it is asked as before, and waited for a `grace` only, until something comes
-from it again. In a round of several exchanges each has its part of the time, as soon as the quorum is there,
-so that the next one has some too. So a straggler is
+A round waits for its cohort until its one deadline, or until nothing has come and no site has gone on for
+`idle_seconds`. A site that did not answer, as when its machine is down, gets that long once. From then on it
+is asked as before, but gets only a `grace`, until something comes from it again. In a round of several
+exchanges each has its part of the time once the quorum is there, so that the next one has some too. So a
+straggler is
 
     waited for       a long `deadline_seconds`, as it is
     dropped          a short one, or `enough` reports
@@ -13,10 +12,10 @@ so that the next one has some too. So a straggler is
 
 and a round counts with a `quorum` of its sites, which have at least the `share` of its examples.
 
-A run goes on under other rules than it began with: none is among the settings that a resume compares. They
-may change between any two rounds, and what they decide, who counts and how far each site came, is up to
-clocks as well. The audit log has what came of them: who was missing, what was set aside and why, and of each
-request to train its `train_seconds`.
+A run may go on under other rules than it began with: none is among the settings that a resume compares. Rules
+may change between any two rounds. What they decide, who counts and how far each site came, depends on clocks
+as well. The audit log has the outcome: who was missing, what was rejected and why, and the `train_seconds` of
+each request to train.
 
 >>> import numpy as np
 >>> rules = Rules(share=0.5)
@@ -41,46 +40,46 @@ from fedjax_core.sites.wire.replay import SKEW_SECONDS
 
 @dataclass(frozen=True)
 class Rules:
-    """How long a round waits, and for how many."""
+    """Deadlines, quorum and bounds of a federation's rounds."""
 
     quorum: int | None = None
-    """So many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
+    """How many sites must report, or all of a smaller cohort; None: more than half of the cohort."""
     share: float = 0.0
-    """And they must have this share of the cohort's examples."""
+    """The share of the cohort's examples that the reporting sites must have."""
     deadline_seconds: float = 3600.0
-    """So long a round waits for its cohort, in all of its exchanges together."""
+    """How long a round waits for its cohort, over all of its exchanges."""
     grace: float | None = 1.5
-    """A site that was silent when it was last waited for is waited for so many times as long as the others
-    took, and a second at least, once the quorum is there; None: as long as any other."""
+    """How long a site that was silent last time is waited for once the quorum is there: this many times as
+    long as the others took, at least a second. None: as long as any other site."""
     idle_seconds: float | None = None
-    """So long it waits from one reply, or part of one, to the next, or from one look to the next at which a
-    site has done more steps. Over Ray a federation has to begin with it: its sites are then made so that they
-    can be asked."""
+    """The longest wait without a reply, a part of one, or a site that has done more steps. Over Ray a
+    federation must begin with it, so that its sites are made to report their progress."""
     enough: int | None = None
-    """With so many reports it ends (over-selection): faster, but who is in it is then up to the clock."""
+    """The number of reports that end the round early (over-selection): faster, but then the clock decides who
+    is in it."""
     train_seconds: float | None = None
-    """So long a site trains in an exchange; it then stops after the step at hand, and what it did counts.
+    """How long a site trains in an exchange: it then stops after the current step, and what it did counts.
     None: as long as it needs."""
     attempts: int = 2
-    """How often a site is asked, where its reply was damaged or lost, and how often those missing are waited
+    """How often a site is asked if its reply is damaged or lost, and how often missing sites are waited
     for."""
     max_weight: float | None = None
-    """Of one report; None: what the algorithm gives to as many examples and steps as the site has. Where that
-    depends on more than these: the site's number of examples, or 1 where that is less."""
+    """The largest weight of one report; None: the weight that the algorithm gives to the site's examples and
+    steps, or, if it depends on more, the site's number of examples, at least 1."""
     max_norm: float | Literal["relative"] = "relative"
-    """Of the update of one site. "relative": 100 times the median of those in the same exchange
-    (outlying.py). A number: that many, whatever the others send; `math.inf`: any."""
+    """The largest norm of one site's update. "relative": 100 times the median of the same exchange
+    (outlying.py). A number: an absolute bound; `math.inf`: none."""
     skew_seconds: float = SKEW_SECONDS
-    """By how much a site's clock may differ from the coordinator's."""
+    """How far a site's clock may differ from the coordinator's."""
     allow_zero: bool = False
-    """Whether a round may go on from reports that add up to exactly nothing, which otherwise raises
+    """Whether a round may go on from reports that add up to exactly zero, instead of raising
     `NothingLearned`."""
     warn_below: float = 0.1
-    """Where the uplink leaves less than this share of the updates' numbers or norm, on average over sites, it
-    is warned of."""
+    """The share of the updates' numbers or norm that the uplink must leave, on average over sites, without a
+    warning."""
     part_bytes: int | None = 8 << 20
-    """A report or a request that is longer moves in parts of so many bytes, each well within `idle_seconds`
-    on the slowest link; None, or where all sites are on this machine: whole."""
+    """The size of the parts in which longer messages move, each well within `idle_seconds` on the slowest
+    link. None, or with all sites on this machine: messages move whole."""
 
     def __post_init__(self) -> None:
         if self.train_seconds is not None and not 0 < self.train_seconds < self.deadline_seconds:
@@ -103,9 +102,9 @@ class Rules:
             )
 
     def needed(self, sites: int) -> int:
-        """How many of so many sites must report."""
+        """How many of `sites` sites must report."""
         return sites // 2 + 1 if self.quorum is None else min(self.quorum, sites)
 
     def quorate(self, cohort: np.ndarray, here: np.ndarray) -> bool:
-        """Whether those here are enough of those asked, each given by its number of examples."""
+        """Whether the sites here are enough of the cohort; each site is given by its number of examples."""
         return len(here) >= self.needed(len(cohort)) and bool(here.sum() >= self.share * cohort.sum())

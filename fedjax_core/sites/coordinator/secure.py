@@ -1,18 +1,18 @@
-"""One exchange of a round under secure aggregation: the coordinator reads the sum of the reports, and no
-report.
+"""One exchange of a round under secure aggregation: the coordinator reads only the sum of the reports.
 
-    train ─► keys ─► share ─► boxes ─► mask ─► masked reports, added ─► confirm ─► signatures ─► reveal ─► shares ─► the sum ─► conclude
+    request    train    share    mask                     confirm       reveal
+    reply      keys     boxes    masked reports, added    signatures    shares ─► the sum ─► conclude
 
-Sites train first, so who is slow or down drops out before there is a secret to recover. After that each of
-four short stages goes on with those who answered it: a site that drops out before its masked report is there
-is not in the sum, and one that does so after it is. Below the threshold of the protocol, or the quorum of the
-`Rules`, the round ends by `Paused`, with the stage and the reason of each site that is missing; nothing can
-be read, and the state is what it was. What the gate can check is the shape of a masked report, that it is
-whole numbers of 32 bits, who signed it, and of which data and study it is: neither its norm nor its weight,
-which each site checks itself.
+Sites train first, so a slow or dead site drops out before there is a secret to recover. Each of the four
+short stages after that goes on with the sites that answered: a site that drops out before its masked report
+is there is not in the sum, and one that drops out later is. Below the threshold of the protocol, or the
+quorum of the `Rules`, the round ends with `Paused`, which names the stage and the reason of each missing
+site; nothing can be read, and the state is unchanged. The coordinator can validate a masked report's shape,
+that it is uint32, its signature, its data and its study. It cannot validate the norm and the weight, which
+each site checks itself.
 
-A round is opened once: run again, after a kill or from an earlier checkpoint, it asks the sites that were in
-its sum then (`Opened`)."""
+A sum is opened for one set of sites only: a repeated round, after a kill or from an earlier checkpoint, asks
+the same sites again (`Opened`)."""
 
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -64,8 +64,8 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.trees import LeafSpec, check_specs
 
 PARTS, TRAINING = 8, 4
-"""Into so many parts the time of an exchange is divided, of which so many are for training and one for each
-stage after it."""
+"""The number of parts into which an exchange's time is divided, and how many are for training; each later
+stage has one."""
 
 
 def secure_exchange(
@@ -82,11 +82,10 @@ def secure_exchange(
     roster: Roster,
     opened: Opened,
 ) -> Result:
-    """Exchange `e` with the sites at these places of the cohort: who of them is in the sum, and the state
-    that comes of it.
+    """Runs exchange `e` with the sites at these places of the cohort: the new state, and who is in the sum.
 
-    `data`: the fingerprint of each site's; `roster`: their keys. Raises `Paused` where there is no sum, and
-    ValueError where there never could be one.
+    `data`: the fingerprint of each site's data; `roster`: their keys. Raises `Paused` if there is no sum, and
+    ValueError if there never could be one.
     """
     number, where = int(context.state.round), f"round {int(context.state.round)}, exchange {e}"
     turns = {int(cohort.clients[p]): p for p in places}
@@ -148,7 +147,7 @@ def _record_exchange(record: Record, number: int, e: int, party: str, what: str,
 def _check(
     composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], number: int, collector: Collector
 ) -> None:
-    """Raises where no sum of these sites could be read, before any of them is asked."""
+    """Raises, before any site is asked, if no sum of these sites could be read."""
     if int(cohort.counts.max(initial=1)) > 1:
         raise ValueError(
             f"a site of this cohort was drawn {int(cohort.counts.max())} times, and {composed.uplink.name} hides its report, which can "
@@ -179,7 +178,7 @@ def _check(
 
 
 class _Attempt:
-    """One attempt, stage by stage."""
+    """One attempt at a secure sum, stage by stage."""
 
     def __init__(
         self, header: Header, composed: Round, cohort: Cohort, requests: Requests, collector: Collector, data: Mapping[str, str],
@@ -187,7 +186,7 @@ class _Attempt:
     ) -> None:  # fmt: skip
         self._e, self._cohort = header.exchange, cohort.clients
         self.like = server_half(composed).like[self._e]
-        """The shapes of what a site would send without masks."""
+        """The shapes of a report without masks."""
         self.refused = set[int]()
         self._least = composed.uplink.promises.reports
         self._header = header
@@ -203,7 +202,7 @@ class _Attempt:
         self._positions = {name: position for position, name in enumerate(collector.names)}
 
     def sum(self, request: Any, positions: list[int], opened: Opened) -> tuple[np.ndarray, set[int]]:
-        """(the sum, [length] uint32, the sites in it)."""
+        """Runs all stages: (the sum, [length] uint32, the sites in it)."""
         server, number = self._server, self._header.round
         keys: dict[int, Advertised] = {}
         self._collect(
@@ -252,7 +251,7 @@ class _Attempt:
         return server.total(shares.values()), masked
 
     def ended(self, why: str, positions: Collection[int]) -> Paused:
-        """What is raised where there is no sum: why, and what became of each site that is missing."""
+        """The error for a round without a sum: why, and the reason of each missing site."""
         number, reasons = self._header.round, self._collector.replies.reasons
         missing = with_reasons(
             {
@@ -274,7 +273,7 @@ class _Attempt:
     def _stage(
         self, kind: str, to: Mapping[str, dict[str, np.ndarray]], use: Callable[[int, Envelope], Any]
     ) -> set[int]:
-        """Those of these sites whose answer to what each is sent is of use."""
+        """Runs one stage: sends each site its message, and returns the sites with a valid answer."""
         values = {ATTEMPT: self._header.sequence, "part_bytes": self._header.fields.get("part_bytes")}
         fields: dict[str, Scalar] = {name: value for name, value in values.items() if value is not None}
         made: dict[int, Any] = {}  # of one message for all, one request
@@ -317,7 +316,7 @@ class _Attempt:
         return set(self._collector.collect(request, self._header.round, positions, used, parts=parts))
 
     def _keys(self, reply: Envelope) -> Advertised:
-        """The keys in a reply to the request to train, once that is of this study, exchange and data."""
+        """The keys in a reply to the request to train, after checking its study, exchange and data."""
         header = reply.header
         if header.config != self._requests.config:
             raise WrongConfig(
@@ -340,7 +339,7 @@ class _Attempt:
         return advertised
 
     def _message(self, reply: Envelope, kind: type[Any]) -> Any:
-        """The message of this kind in a reply, which speaks for its sender."""
+        """The message of this kind in a reply; raises if it is in another site's name."""
         message: Any = read(reply.tensors, kind)
         if message.name != reply.header.sender:
             raise BadRequest(

@@ -1,9 +1,8 @@
-"""The server's half of a round over real sites, compiled once: broadcast, what comes of one report, how they
-add, what they conclude to.
+"""The server's half of a round over real sites, compiled once: broadcast, expand and add reports, conclude.
 
-A call of a compiled program takes some 0.1 ms, whatever it does. So small reports wait until there are
-`TOGETHER` of them, or no more come, and then one program adds them one after another, and makes the state of
-them where they are the last; of large ones each is added as it comes.
+A call of a compiled program takes about 0.1 ms, whatever it does. So small reports wait until there are
+`TOGETHER` of them, or no more come; then one program adds them one after another, and concludes the exchange
+after the last. Large ones are added as they come.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,11 +26,11 @@ from fedjax_core.types import Array, Key
 from fedjax_core.uplink.base import alone
 
 TOGETHER, SMALL_BYTES = 16, 64 << 10
-"""So many reports are added by one program, of at most so many bytes each."""
+"""How many small reports one program adds, and the most bytes of a small report."""
 
 
 class Server(NamedTuple):
-    """The server's part of a round, compiled; all but the last by exchange."""
+    """The server's half of a round, compiled, by exchange."""
 
     like: list[Any]  # the shapes of what a site sends, or would without masks
     form: list[TreeSpec]  # of that
@@ -39,8 +38,7 @@ class Server(NamedTuple):
     beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
     small: list[bool]  # whether that has at most SMALL_BYTES
     broadcast: list[Any]
-    """Of the state's server, downlink, round and key, and the sites' positions: (what is sent, what the
-    downlink keeps now)."""
+    """(server, downlink, round, key, the sites' positions) -> (what is sent, the downlink's new state)."""
     # (whether the expanded report may be used, its norm); None where it equals what was sent and validated
     fine: list[Any]
     weigh: list[Weigher | None]  # what a report weighs
@@ -50,25 +48,25 @@ class Server(NamedTuple):
     add: list[Any]  # what a report expands to, times a factor or as it is, in place
     add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
     conclude: list[Any]
-    """(the state, the size of all reports together, whose reports are in it or None);
-    of an accumulator or None, reports or None, who reported, and words for noise."""
+    """Gives (state, norm of the sum, whose reports are in it or None), from an accumulator or None, reports
+    or None, who reported, and words for noise."""
 
 
 class Small(NamedTuple):
-    """Reports that are added together: [TOGETHER, ...], of which the first `filled` are any."""
+    """Reports that are added together: [TOGETHER, ...], of which the first `filled` are real."""
 
     sent: Any
     weights: np.ndarray
     places: np.ndarray
     factors: np.ndarray | None
-    """By which their updates are multiplied; None: they are taken as they are."""
+    """The factors of their updates; None: all 1."""
     filled: np.int32
 
 
 @remembered(maxsize=32)
 def merged(composed: Round) -> Round:
-    """The round as the coordinator runs it: what comes is the mean of clients' updates, past the uplink but
-    for its `finish`."""
+    """The coordinator's half of a round of departments: sites send means of expanded updates, so only the
+    uplink's `finish` is left."""
     plain: Any = {
         "encode": lambda state, own, update, sender: (tree.wide(update), own),
         "expand": lambda state, update, shapes: update,
@@ -77,8 +75,7 @@ def merged(composed: Round) -> Round:
 
 
 def broadcast(composed: Round, e: int, state: State, sites: int) -> tuple[Any, State]:
-    """What is sent to each of so many sites in exchange `e`, and the state with what the downlink keeps
-    now."""
+    """(the message to each of the `sites` in exchange `e`, the state with the downlink's new state)."""
     positions = np.arange(sites, dtype=np.int32)
     sent, downlink = server_half(composed).broadcast[e](
         state.server, state.downlink, state.round, state.key, positions
@@ -88,7 +85,7 @@ def broadcast(composed: Round, e: int, state: State, sites: int) -> tuple[Any, S
 
 @remembered(maxsize=16)
 def server_half(composed: Round) -> Server:
-    """The server's part of `composed`; of the same `Round` the same, so that it is compiled once."""
+    """The server's half of `composed`; cached by `Round`, so that it is compiled once."""
     exchanges = range(len(composed.algorithm.exchanges))
     state = state_shapes(composed)
     kept = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), state.clients)
@@ -120,7 +117,7 @@ def server_half(composed: Round) -> Server:
         return good, tree.norm(plain(update))
 
     def as_sent(e: int) -> bool:
-        """Whether a report expands to the very numbers that were sent."""
+        """Whether a report expands to exactly the numbers that were sent."""
         if composed.slots > 1:  # whose number has to be looked at
             return False
         update = wire_of(shapes[e]).update
@@ -191,7 +188,7 @@ def _named(weighers: Mapping[str, Weigher], tensors: Mapping[str, str]) -> dict[
 
 
 def _compiled(broadcast: Callable[..., Any], *shapes: Any) -> Callable[..., Any]:
-    """The function compiled for arguments of these shapes; one that only selects leaves, as most broadcasts
+    """Compiles the function for arguments of these shapes; one that only selects leaves, as most broadcasts
     do, needs no program."""
     traced, message = jax.make_jaxpr(broadcast, return_shape=True)(*shapes)
     place = {id(leaf): i for i, leaf in enumerate(traced.jaxpr.invars)}

@@ -1,8 +1,8 @@
-"""A statistic of all sites, at the coordinator: asked for, checked, and in the order of the sites.
+"""Collects the sums of a statistic from all sites, checked, in the order of the sites.
 
     statistic  ─request─►  every site  ─►  sums of the shapes that the statistic has, finite  ─►  [sums, ...]
 
-All sites must answer: a fit without some is another fit, and nobody would see it.
+All sites must answer: a fit without some is another fit, and nobody would notice.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from fedjax_core.stats.messages import encode, name_of
 from fedjax_core.stats.table import Table
 
 STATISTIC = "statistic"
-"""Of a request's tensors: the statistic, as JSON; of its fields: the name."""
+"""The name of a request's tensor with the statistic as JSON, and of the field with the statistic's name."""
 
 
 class BadSums(Refused):
-    """What a site says of its columns cannot be."""
+    """The sums that a site reports of its columns are impossible."""
 
     code = "bad-sums"
 
@@ -31,8 +31,7 @@ class BadSums(Refused):
 def collect_sums(
     statistic: Statistic, collector: Collector, requests: Requests, record: Record
 ) -> list[Sums]:
-    """The sums of every site, in their order. Raises `Paused` where a site does not tell them, with its
-    reason."""
+    """The sums of every site, in the sites' order. Raises `Paused` if a site sends none, with its reason."""
     names = collector.names
     collector.begin(0, parts=1)
     here = [position for position in range(len(names)) if position not in collector.unknown]
@@ -72,7 +71,7 @@ def collect_sums(
 
 
 def _checked(sums: dict[str, Any], examples: int) -> Sums:
-    """The sums themselves; raises `BadSums` where they cannot be those of so many examples."""
+    """The sums themselves; raises `BadSums` if they are impossible for so many examples."""
     for name, x in sums.items():
         if not np.isfinite(x).all():
             raise BadSums(f"its sums {name!r} hold NaN or an infinity")

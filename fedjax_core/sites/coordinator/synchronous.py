@@ -1,11 +1,10 @@
-"""Rounds that wait for their cohort: one exchange after another, and which version of each site's own state
-counts from then on.
+"""Synchronous rounds: a round's exchanges with its cohort, and the versions of the sites' own state after it.
 
-    for each exchange:  requests ─► sites of the cohort ─► reports, by their own keys or under masks ─► the next state
-    at the end:         versions, metrics that add, who lacked and why, the entry of the round in the audit log
+    for each exchange:  requests ─► sites of the cohort ─► reports, plain or masked ─► the next state
+    at the end:         versions, metrics that add, missing sites and reasons, the round's entry in the audit log
 
-A round is whole or nothing: where too few report, `Paused` is raised, and the caller still has the state that
-it was."""
+A round is all or nothing: if too few sites report, `Paused` is raised, and the caller still has the former
+state."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from fedjax_core.sites.wire.identity import Roster
 
 
 class Versions(NamedTuple):
-    """What the coordinator has of the clients' own state: which version of it is valid."""
+    """The coordinator's knowledge of the clients' own state: which version of it is valid."""
 
     # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that
     # counted
@@ -37,7 +36,7 @@ class Versions(NamedTuple):
 
 
 class SynchronousRounds:
-    """Runs one round after another over the sites that a collector reaches."""
+    """Runs one round after another over the sites of a collector."""
 
     def __init__(
         self,
@@ -50,8 +49,8 @@ class SynchronousRounds:
         opened: Opened,
         record: Record,
     ) -> None:
-        """`data`: the fingerprint of each site's. `opened`: what was unmasked before, where reports travel
-        under masks."""
+        """`data`: the fingerprint of each site's data. `opened`: the sums that were unmasked before, for
+        reports under masks."""
         self._round, self._collector, self._requests, self._record = composed, collector, requests, record
         self._ends: dict[str, Any] = {
             "requests": requests,
@@ -63,23 +62,23 @@ class SynchronousRounds:
         exchanges = composed.algorithm.exchanges
         self._masked = [composed.uplink.ring is not None and one.update is not None for one in exchanges]
         self.lacked: dict[str, str] = {}
-        """{site: why} of those of the last round that was made who were not in it."""
+        """{site: reason} of the sites missing in the last finished round."""
 
     def init(self, state: State) -> State:
-        """The state before the first round: of every site's own state the first version counts."""
+        """The state before the first round, in which version 0 of every site's own state counts."""
         versions: Any = Versions(np.zeros(len(self._collector.names), np.int32))
         return state._replace(clients=versions)
 
     def versions(self, state: State) -> np.ndarray:
-        """[N] int32: the version of what each site keeps that counts in this state."""
+        """[N] int32: the valid version of each site's own state."""
         return np.asarray(state.clients.version)  # type: ignore[attr-defined]
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for the run to go on from this state."""
+        """What sites must still have for a resume from this state."""
         return {"oldest": int(state.round), "versions": self.versions(state).tolist()}
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:
-        """One round: (state, metrics that add)."""
+        """Runs one round: (state, metrics that add)."""
         number, collector = int(state.round), self._collector
         chosen = as_cohort(cohort, len(collector.names))
         collector.begin(number, chosen.clients, sum(PARTS if masked else 1 for masked in self._masked))

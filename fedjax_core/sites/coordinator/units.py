@@ -1,12 +1,11 @@
-"""Finds the sites whose numbers lie far from all others, or whose categories nobody else has: another unit,
-spelling or column.
+"""Warns of sites whose means or categories suggest another unit, spelling or column.
 
-    moments of each site's columns     ─►  a site's mean against those of all others         ─►  a warning that names site and feature
-    categories of each site's columns  ─►  whether a site has one in common with the others  ─►  a warning that names site and column
+    moments of each site's columns     ─►  is a site's mean far from all others'?          ─►  a warning by name
+    categories of each site's columns  ─►  does a site have one in common with the others? ─►  a warning by name
 
-Hospitals differ, but not by several of their standard deviations: Fahrenheit for Celsius, micromol/l for
-mg/dl do. It is known where the study standardises, fills or codes its columns, as sites then tell their means
-and categories; training goes on, since who is right only the sites can tell.
+Hospitals differ, but not by several of their standard deviations, as Fahrenheit for Celsius or micromol/l for
+mg/dl do. It is known if the study standardises, fills or codes its columns, as sites then send their means
+and categories. Training goes on, since only the sites can tell which is right.
 
 >>> from fedjax_core.data.preprocess import Standardise
 >>> means = (37.0, 0.6), (36.8, 0.7), (98.6, 1.0)
@@ -33,7 +32,7 @@ def far(
     site_sums: Sequence[Sequence[Sums]],
     features: Mapping[str, Sequence[str]],
 ) -> list[str]:
-    """A sentence for each site and column. `said` has the sums of each site, an entry a step; `features` the
+    """A warning for each site and column; `site_sums`: the sums of each site, an entry a step; `features`:
     names of a row's numbers."""
     warnings = []
     for i, step in enumerate(steps):
@@ -63,7 +62,7 @@ def far(
 
 
 def _foreign(own: Sums, others: Sums) -> bool:
-    """Whether both have categories, and none in common."""
+    """Whether both sites have categories, and none in common."""
     ours, theirs = categories_in(own), categories_in(others)
     return (
         len(ours) > 0
@@ -73,10 +72,10 @@ def _foreign(own: Sums, others: Sums) -> bool:
 
 
 def absurd(steps: Sequence[Step], site_sums: Sequence[Sequence[Sums]]) -> dict[int, str]:
-    """{place of a site: why its sums are refused}: of three sites or more, one tells numbers of a column a
+    """{position of a site: why its sums are refused}, where among three sites or more its numbers are a
     million times the others'.
 
-    By them alone the columns of all other sites would become nothing.
+    Such numbers alone would scale the columns of all other sites to nothing.
     """
     reasons = dict[int, str]()
     for i, step in enumerate(steps):
@@ -98,7 +97,7 @@ def absurd(steps: Sequence[Step], site_sums: Sequence[Sequence[Sums]]) -> dict[i
 
 
 def _largest(sums: Sums) -> np.ndarray | None:
-    """How large a site's numbers are by what it tells of them, NaN where it has none; None of categories."""
+    """The size of a site's numbers by its sums, NaN where it has none; None for categories."""
     parts = [np.abs(sums[name]) for name in ("mean", "low", "high") if name in sums]
     if not parts:
         return None
@@ -108,7 +107,7 @@ def _largest(sums: Sums) -> np.ndarray | None:
 
 
 def _in_words(column: str, odd: list[int], names: Sequence[str], alone: bool) -> str:
-    """Which numbers of a row, the first three of them."""
+    """The names of the first three odd numbers of a row, in words."""
     if alone:
         return repr(column)
     which = ", ".join(repr(names[place]) if place < len(names) else f"number {place}" for place in odd[:3])
@@ -116,7 +115,7 @@ def _in_words(column: str, odd: list[int], names: Sequence[str], alone: bool) ->
 
 
 def _apart(own: Sums, others: Sums) -> np.ndarray:
-    """Whether the two means are further from each other than hospitals are."""
+    """Whether the two means are further apart than those of hospitals usually are."""
     each = [np.sqrt(one["m2"] / np.maximum(one["count"], 1)) for one in (own, others)]
     narrow, broad = np.minimum(*each), np.maximum(*each)
     means = np.abs(own["mean"]), np.abs(others["mean"])

@@ -1,8 +1,8 @@
-"""Validates an update that is authentic: it is used, or set aside with a reason; never stops the round.
+"""Validates authentic updates: each is accepted, or rejected with a reason, and never stops the round.
 
 A signature says who sent the numbers, not that they are any good: hospitals have sent NaN, another model's
 shapes, the last round's update, the weight of all patients there are. Cheap checks come first, and the first
-that fails is the reason. Reasons name what was expected and never what was found in the numbers.
+that fails is the reason. Reasons name what was expected, never the numbers received.
 
 >>> import numpy as np
 >>> from fedjax_core.sites.wire.trees import leaf_specs
@@ -33,19 +33,19 @@ from fedjax_core.sites.wire.trees import LeafSpec, check_specs
 
 
 class WrongExchange(Refused):
-    """Of another exchange of the round."""
+    """The update belongs to another exchange of the round."""
 
     code = "wrong-exchange"
 
 
 class WrongModel(Refused):
-    """Computed from another broadcast than this round's."""
+    """The update was computed from another broadcast than this round's."""
 
     code = "wrong-model"
 
 
 class BadField(Refused):
-    """The header lacks a field that an update has, or has it in another type."""
+    """The header lacks a field of an update, or has it in another type."""
 
     code = "bad-field"
 
@@ -57,43 +57,43 @@ class BadWeight(Refused):
 
 
 class TooManyExamples(Refused):
-    """The update says that it is of more examples than its site said to have."""
+    """The update claims more examples than its site said to have."""
 
     code = "too-many-examples"
 
 
 class BadSteps(Refused):
-    """Of work whose time was limited it does not say how much was done, or says what cannot be."""
+    """An update under a time limit does not say how much work was done, or says something impossible."""
 
     code = "bad-steps"
 
 
 class BadStats(Refused):
-    """A number that the server reads of this site by itself is another than its examples and steps give."""
+    """A number that the server reads site by site differs from what the site's examples and steps give."""
 
     code = "bad-stats"
 
 
 class WrongClients(Refused):
-    """The report is of another number of clients than the site said to be."""
+    """The report is of another number of clients than the site said to have."""
 
     code = "wrong-clients"
 
 
 class ChangedData(Refused):
-    """The site's data are not what they were, and it does not say so."""
+    """The site's data have changed without a declaration."""
 
     code = "changed-data"
 
 
 class NormTooLarge(Refused):
-    """The numbers are larger than any honest update's."""
+    """The update's norm is larger than any honest update's."""
 
     code = "norm-too-large"
 
 
 class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the updates of one exchange have to be."""
+    """What the updates of one exchange have to look like."""
 
     run: str
     round: int
@@ -117,7 +117,7 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Verdict(NamedTuple):
-    """What the gate says of one update; all of it plain values, for the audit log."""
+    """The result of validating one update, in plain values for the audit log."""
 
     accepted: bool
     code: str  # accepted, data-change-declared, or the code of what was found
@@ -126,7 +126,7 @@ class Verdict(NamedTuple):
 
 
 def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:
-    """Whether the update may be used in this exchange. Raises nothing over what is in it."""
+    """Whether the update may be used in this exchange; raises nothing, whatever it contains."""
     norm = None
     try:
         code = _check_header(envelope.header, expected)
@@ -143,8 +143,7 @@ def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:
 
 
 def _check_header(header: Header, expected: ExpectedUpdate) -> str:
-    """The code of acceptance; raises a `Refused` where the header alone tells that the update cannot be
-    used."""
+    """The code of acceptance; raises a `Refused` if the header alone shows that the update cannot be used."""
     if header.kind != "update":
         raise WrongKind(
             f"the message is of kind {header.kind!r}, and an update is expected; send it to what handles that kind"
@@ -215,8 +214,7 @@ def _check_stats(tensors: Mapping[str, np.ndarray], bounds: Mapping[str, tuple[f
 
 
 def check_data(header: Header, fingerprints: Mapping[str, str]) -> str:
-    """The code of acceptance of a reply from data of this fingerprint; raises `ChangedData` where it was
-    another before."""
+    """The code of acceptance for a reply's data fingerprint; raises `ChangedData` if it has changed."""
     data = header.fields.get("data")
     if not isinstance(data, str):
         raise BadField(

@@ -1,11 +1,11 @@
-"""Waits for the replies to one request: whom to ask again, who is late or lost, and when that is over.
+"""Waits for the replies to one request: asks sites again, gives up late ones, and decides when to stop.
 
     ask all ─► a reply ─► accept: authentic? this request's? the first? ─► use ─► settled
         │        └ damaged, lost: ask again        └ refused: recorded, settled
-        └ too large to come at once: brought in parts. A request that is too large is announced, and goes in parts: `requests.py`
+        └ too large: fetched in parts. A request that is too large is announced, and goes in parts: `requests.py`
 
-Below the quorum those who are missing are asked again while there is time. What nobody waits for any more is
-taken back where a site has not begun with it: one that was away for long would do all of that first.
+Below the quorum, missing sites are asked again while there is time. Requests that nobody waits for any more
+are withdrawn if the site has not begun: a site that was away for long would do all of them first.
 """
 
 import time
@@ -25,23 +25,22 @@ from fedjax_core.sites.wire.transport import Reply
 
 
 class Patience(NamedTuple):
-    """How long the replies to one request are waited for, in seconds of `time.monotonic()` where it is a
-    moment."""
+    """How long to wait for the replies to one request; moments are in seconds of `time.monotonic()`."""
 
     began: float
     until: float
-    """When nobody is waited for any more."""
+    """When all waiting ends."""
     ours: float
-    """When this exchange has had its part of the round's time: it goes on for as long as the quorum is not
+    """When this exchange has used its part of the round's time; it goes on only while the quorum is not
     there."""
     more: bool
-    """Whether exchanges come after this one in the round."""
+    """Whether more exchanges follow in the round."""
     least: float
-    """So many seconds a site is waited for that was silent."""
+    """The least seconds to wait for a site that was silent."""
 
 
 class Waiting:
-    """The replies of sites to one request: which are waited for, and what has come."""
+    """The replies of sites to one request: those awaited, and those received."""
 
     def __init__(
         self,
@@ -60,16 +59,16 @@ class Waiting:
         quorate: Callable[[list[int]], bool],
         record: Record,
     ) -> None:
-        """`request` is one for all, with that `header`, or one a site, none of which goes in parts.
+        """`request`: one for all, with that `header`, or one for each site, none of them in parts.
 
-        It ends with `most` replies that count; whether those here are enough says `quorate`.
+        It ends with `most` replies that count; `quorate` says whether the sites here are enough.
 
-        Sites that are `hasty` get no more time than `Patience.least` and `Rules.grace` give them, once the
-        others are there."""
+        Sites that are `hasty` get only the time of `Patience.least` and `Rules.grace`, once the others are
+        there."""
         self.good: dict[int, Envelope] = {}
         """The replies that count, by the sites' positions."""
         self.counted: dict[int, Future[Reply]] = {}
-        """What they came in."""
+        """The futures that brought them."""
         self._contact, self._number, self._positions, self._fetch = contact, number, positions, fetch
         if isinstance(request, Mapping):
             self._requests, self._headers, self._outgoing = (
@@ -93,7 +92,7 @@ class Waiting:
         self._took = 0.0  # to the last reply so far
 
     def wait(self) -> None:
-        """Asks all, and hears them until that is over; who is missing then has a reason in
+        """Asks all sites and collects their replies; a site that is missing in the end has a reason in
         `Replies.reasons`."""
         attempts = self._contact.rules.attempts
         for position in self._positions:
@@ -119,7 +118,7 @@ class Waiting:
         self._waiting[self._contact.ask(position, self._requests[position], self._outgoing)] = position
 
     def _receive_all(self) -> None:
-        """Hears replies until as many count as may, or nothing more is waited for."""
+        """Receives replies until `most` count, or nothing more is awaited."""
         while self._waiting and len(self.good) < self._most:
             end = self._end()
             done = self._fetch.wait(self._waiting, end, self._contact.rules.idle_seconds)
@@ -137,7 +136,7 @@ class Waiting:
                 return
 
     def _end(self) -> float:
-        """When it is over, by what is here now."""
+        """When to stop waiting, given the replies so far."""
         patience, hasty = self._patience, self._hasty
         if (not patience.more and not hasty) or not self._quorate(list(self.good)):
             return patience.until
@@ -173,7 +172,7 @@ class Waiting:
             self._skip(position)
 
     def _in_parts(self, position: int, reply: Envelope, future: "Future[Reply]") -> bool:
-        """Whether it is not the reply yet: that comes in parts, or the request goes in parts."""
+        """Begins a transfer if the reply comes, or the request goes, in parts; returns whether it does."""
         name = self._contact.names[position]
         if reply.header.kind == PARTS:
             whole = self._fetch.begin(position, name, read_manifest(reply, self._headers[position]))
@@ -187,7 +186,7 @@ class Waiting:
         return True
 
     def _settle(self, position: int, reply: Envelope, future: "Future[Reply]") -> bool:
-        """Takes the site's last word; returns whether it counts."""
+        """Settles a site's reply; returns whether it counts."""
         self._settled.add(position)
         self.counted[position] = self._heads.get(future, future)
         if reply.header.kind != "refusal" and (self._use is None or self._use(position, reply)):
@@ -197,7 +196,7 @@ class Waiting:
         return False
 
     def _leave(self) -> None:
-        """Waits for nobody any more, and says why those who are missing are."""
+        """Stops waiting for all sites, and notes the reasons of the missing ones."""
         contact = self._contact
         # Once enough replies are here, the others may still be on their way: they are not silent.
         awaited = set(self._waiting.values()) if len(self.good) >= self._most else set()

@@ -1,11 +1,10 @@
-"""Computes what a report must weigh, and say beside its update, from its numbers of examples and steps, so
-that no site has to be believed.
+"""Computes a report's weight and stats from the site's examples and steps, instead of believing the site.
 
-FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each is a function of what a
-client had to work on (`Seen`), and the coordinator has that from the site's description and the study's plan.
-So no site can give itself more weight. The same holds of the numbers that a server reads client by client
-(`Report.stats`), such as FedNova's steps. Where one depends on anything else, such as the loss, nothing is
-known.
+FedAvg weighs a report by its examples, SCAFFOLD all alike, others by steps. Each weight is a function of what
+a client had to work on (`Seen`), which the coordinator knows from the site's description and the study's
+plan. So no site can give itself more weight. The same holds for the numbers that a server reads client by
+client (`Report.stats`), such as FedNova's steps. A number that depends on anything else, such as the loss,
+cannot be computed here.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -38,14 +37,13 @@ Weigher = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def weigher(composed: Round, e: int) -> Weigher | None:
-    """How the reports of exchange `e` are weighed; None where that depends on more than examples and
-    steps."""
+    """The function for the weights of reports in exchange `e`; None if examples and steps do not suffice."""
     return _of_seen(composed, e, lambda report: report.weight)
 
 
 def counters(composed: Round, e: int, stats: Mapping[str, Any]) -> dict[str, Weigher]:
-    """Those of the `stats` (name -> shape) of exchange `e` that are one number and depend on examples and
-    steps alone."""
+    """The functions for those scalar `stats` (name -> shape) of exchange `e` that examples and steps
+    determine."""
     candidates = {
         name: _of_seen(composed, e, partial(_stat, name)) for name, shape in stats.items() if not shape.shape
     }
