@@ -1,4 +1,4 @@
-"""The doctor: whether a site is ready to join, before it does."""
+"""The doctor: checks whether a site is ready to join, before it does."""
 
 from fedjax_core.sites.doctor.examination import Finding, Settings, beside, examine
 

@@ -1,6 +1,6 @@
-"""What a check of the doctor is: a function of the site's file and `Settings` that says what it found.
+"""The interface of the doctor's checks: functions of a site's file and `Settings` that return a finding.
 
-It raises `Unfit` with what to do, or `Skipped` with why it was not made.
+A check raises `Unfit` with what to do, or `Skipped` with why it was not made.
 """
 
 import os
@@ -11,24 +11,24 @@ from fedjax_core.sites.doctor.expected import Expected
 
 
 class Unfit(ValueError):
-    """What a check found wrong, with the way out."""
+    """A check found something wrong; the text has the way out."""
 
 
 class Skipped(Exception):
-    """Why a check was not made."""
+    """A check was not made; the text says why."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a site, and against what."""
+    """The settings of the checks: what a site is compared with, and limits."""
 
     expected: Expected = field(default_factory=Expected)
     address: str | None = None
     """host:port of the coordinator's Ray."""
     now: float | None = None
-    """Seconds since 1970 by a clock that is right."""
+    """The right time, in seconds since 1970."""
     offset_seconds: float = 60.0
-    """So far the site's clock may be off."""
+    """How far the site's clock may be off."""
     free_gb: float = 2.0
     memory_gb: float = 1.0
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ)

@@ -1,4 +1,4 @@
-"""What the doctor looks at, by the names under which it says so, in the order in which they are read."""
+"""The doctor's checks, by the names in its findings, in reading order."""
 
 from collections.abc import Callable
 

@@ -1,11 +1,11 @@
-"""Examines a site before it joins: everything that would otherwise be found out in its first round, or never.
+"""Examines a site before it joins, to find what would otherwise show in its first round, or never.
 
     examine(site.toml)  ─►  findings, each fine, not fine with what to do about it, or not looked at and why
 
-What the others have is in `expected.toml` beside the site's file (expected.py), which the coordinator sends
-with the study; what is looked at is in checks.py. Whether the run will limit the time to train, so that the
-policy has to let `steps_done` and `examples_seen` leave, is in none of them and not looked at: it is a rule
-that the coordinator may set for any round.
+The site is compared with `expected.toml` beside its file (expected.py), which the coordinator sends with the
+study; the checks are in checks.py. One thing is not checked: whether the run will limit the time to train, so
+that the policy has to let `steps_done` and `examples_seen` leave. The coordinator may set that rule for any
+round.
 """
 
 import os
@@ -24,23 +24,21 @@ __all__ = ["Finding", "Settings", "beside", "examine"]
 
 
 class Finding(NamedTuple):
-    """What came of one check."""
+    """The result of one check."""
 
     what: str
     fine: bool | None
-    """None: not looked at."""
+    """None: not checked."""
     message: str
-    """What was found, and where it is not fine what to do."""
+    """What was found, and, if not fine, what to do."""
 
 
 def examine(
     path: str | Path, settings: Settings | None = None, *, only: Collection[str] = tuple(CHECKS)
 ) -> list[Finding]:
-    """All that can be found out about the site in this file, or by the checks that are named; raises nothing
-    over it.
+    """Runs all checks, or those named in `only`, on the site in this file; raises nothing, whatever is wrong.
 
-    Where no settings are given, `expected.toml` and the `ray` folder beside the file are used where they are
-    there."""
+    Without settings, it uses `expected.toml` and the `ray` folder beside the file if they exist."""
     try:
         settings = beside(Path(path)) if settings is None else settings
         site_file = SiteFile.read(path)
@@ -61,8 +59,8 @@ def examine(
 
 
 def beside(path: Path, settings: Settings | None = None) -> Settings:
-    """The settings with what is beside a site's file: `expected.toml`, and `ray` as `fedjax-core certificates
-    make` wrote it, with the variables in `ray/environment`, where Ray is started with these."""
+    """The settings completed from beside a site's file: `expected.toml`, and the `ray` folder of `fedjax-core
+    certificates make`, with the variables in `ray/environment`."""
     settings = Settings() if settings is None else settings
     if (expected := path.parent / "expected.toml").exists():
         settings = replace(settings, expected=Expected.read(expected))

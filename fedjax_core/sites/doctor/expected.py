@@ -1,15 +1,14 @@
-"""What a study was made with: `expected.toml`, which the coordinator sends with the study, and which lies
-beside a site's file.
+"""`Expected`: the versions, columns and hashes that a study was made with, sent to sites as `expected.toml`.
 
 python = "3.11"
 study = "3f9a..."                       hash of the study
-made = 1767225600.0                     seconds since 1970, when it was written: a clock before that is wrong
+made = 1767225600.0                     when it was written, in seconds since 1970: no clock is before that
 [packages]
 jax = "0.10.2"
 [columns]                               of the data: dtype and shape of one example
 x = "float32[30]"
 y = "int32[]"
-[features]                              the names of the numbers in a row, where the data have them
+[features]                              the names of the numbers in a row, if the data have them
 x = ["age", "weight"]
 [code]                                  digests of the files of the study's packages, and of fedjax_core's
 heart = "77c1..."
@@ -48,7 +47,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Expected:
-    """What the study was made with; empty where nothing is said."""
+    """The versions, columns and hashes that a study was made with; empty where unknown."""
 
     python: str = ""
     study: str = ""
@@ -66,14 +65,14 @@ class Expected:
         columns: Mapping[str, str],
         features: Mapping[str, Sequence[str]] | None = None,
     ) -> "Expected":
-        """What this process has, for a study, or for one of which it has the hash alone, and not the code."""
+        """What this process has, for a study, or for the hash of a study whose code is not here."""
         files = {} if isinstance(study, str) else code(study)
         hash = study if isinstance(study, str) else study.hash
         return cls(python(), hash, time.time(), packages(), columns, features or {}, files)
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Expected":
-        """What an expected.toml says; raises ValueError where it is none."""
+        """Reads an expected.toml; raises ValueError if it is not one."""
         try:
             return cls(**tomllib.loads(read_text(path)))
         except (ValueError, TypeError) as error:
@@ -100,7 +99,7 @@ def code(study: Study) -> dict[str, str]:
 
 
 def packages() -> dict[str, str]:
-    """The versions of what a study's numbers and messages depend on, as installed here."""
+    """The installed versions of the packages that a study's numbers and messages depend on."""
     return {name: version for name in PACKAGES if (version := _version(name)) is not None}
 
 
@@ -112,5 +111,5 @@ def _version(name: str) -> str | None:
 
 
 def python() -> str:
-    """The version of Python, as far as it matters."""
+    """Python's version, major and minor."""
     return ".".join(platform.python_version_tuple()[:2])

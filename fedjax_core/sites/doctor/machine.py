@@ -1,4 +1,4 @@
-"""Checks of the machine: versions, keys, clock, who can read what, disk, memory, network, Ray."""
+"""Checks of the machine: versions, keys, clock, permissions, disk, memory, network, Ray."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ _SOON_DAYS = 7
 
 
 def versions(site_file: SiteFile, settings: Settings) -> str:
-    """Python and the packages are those that the study was made with."""
+    """Checks that Python and the packages are those that the study was made with."""
     expected, here = settings.expected, packages()
     if not expected.packages:
         raise Skipped("the coordinator's expected.toml is not beside the site's file")
@@ -45,14 +45,14 @@ def versions(site_file: SiteFile, settings: Settings) -> str:
 
 
 def key_path(site_file: SiteFile) -> Path | None:
-    """Where the site's key is, or will be made."""
+    """The path where the site's key is, or will be made."""
     return site_file.key or (
         site_file.folder / f"{site_file.name}.key" if site_file.folder is not None else None
     )
 
 
 def own_key(site_file: SiteFile, settings: Settings) -> str:
-    """The site's key is there, and is its own."""
+    """Checks that the site's key is there, and is its own."""
     path = key_path(site_file)
     if path is None or not path.exists():
         raise Unfit(
@@ -69,7 +69,7 @@ def own_key(site_file: SiteFile, settings: Settings) -> str:
 
 
 def coordinator(site_file: SiteFile, settings: Settings) -> str:
-    """The coordinator's public key is there."""
+    """Checks that the coordinator's public key is there."""
     if site_file.coordinator is None:
         raise Unfit(
             "the site's file names no coordinator's key: ask for coordinator.pub, and compare the fingerprint by telephone"
@@ -83,7 +83,7 @@ def coordinator(site_file: SiteFile, settings: Settings) -> str:
 
 
 def clock(site_file: SiteFile, settings: Settings) -> str:
-    """The clock is right."""
+    """Checks that the clock is right."""
     here, made = time.time(), settings.expected.made
     if here < made - settings.offset_seconds:
         raise Unfit(
@@ -100,7 +100,7 @@ def clock(site_file: SiteFile, settings: Settings) -> str:
 
 
 def modes(site_file: SiteFile, settings: Settings) -> str:
-    """Nobody else on this machine can read or change what is private."""
+    """Checks that nobody else on this machine can read or change private files."""
     named = isinstance(site_file.data, (str, Path)) and ":" not in str(site_file.data)
     private = [
         path
@@ -131,7 +131,7 @@ def modes(site_file: SiteFile, settings: Settings) -> str:
 
 
 def disk(site_file: SiteFile, settings: Settings) -> str:
-    """There is room on the disk, and it can be written."""
+    """Checks that there is room on the disk, and it can be written."""
     folder = (site_file.folder or Path.cwd()).absolute()
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free / 1e9
@@ -147,7 +147,7 @@ def disk(site_file: SiteFile, settings: Settings) -> str:
 
 
 def memory(site_file: SiteFile, settings: Settings) -> str:
-    """There is memory free."""
+    """Checks that enough memory is free."""
     free = memory_available() / 1e9
     if free < settings.memory_gb:
         raise Unfit(
@@ -157,7 +157,7 @@ def memory(site_file: SiteFile, settings: Settings) -> str:
 
 
 def started(site_file: SiteFile, settings: Settings) -> str:
-    """Ray starts the site by the site's own file."""
+    """Checks that Ray starts the site by the site's own file."""
     value = settings.environment.get(VARIABLE, "")
     where = "" if site_file.file is None else site_file.file.absolute()
     if not value:
@@ -172,7 +172,7 @@ def started(site_file: SiteFile, settings: Settings) -> str:
 
 
 def network(site_file: SiteFile, settings: Settings) -> str:
-    """The coordinator's address is reached."""
+    """Checks that the coordinator's address can be reached."""
     if settings.address is None:
         raise Skipped("give the coordinator's address with --address host:port")
     host, _, port = settings.address.rpartition(":")
@@ -189,7 +189,7 @@ def network(site_file: SiteFile, settings: Settings) -> str:
 
 
 def ray(site_file: SiteFile, settings: Settings) -> str:
-    """Ray asks for a token and TLS, with a certificate that lasts."""
+    """Checks that Ray asks for a token and TLS, with a certificate that lasts."""
     if missing := ray_security.lacking(settings.environment):
         raise Unfit(f"Ray lacks {' and '.join(missing)}")
     files = Files.named_by(settings.environment)

@@ -1,5 +1,4 @@
-"""Checks of the study at this site: its data, task, labels and code, and the policy that is asked for
-them."""
+"""Checks of the study at this site: its data, task, labels and code, and the site's policy on it."""
 
 import contextlib
 from dataclasses import replace
@@ -27,8 +26,8 @@ from fedjax_core.sites.wire.identity import Roster, SiteKey
 
 
 def _opened(site_file: SiteFile) -> Clients:
-    """The site's data as the site opens them: NaN may be where the study's preprocessing fills it, and bad
-    records may be left out."""
+    """The site's data as the site opens them: NaN may stand where preprocessing fills it, and bad records may
+    be left out."""
     if (built := _built(site_file)) is not None:
         return opened(_policy_read(site_file), built)[0]
     clients = load_data(site_file)
@@ -37,7 +36,7 @@ def _opened(site_file: SiteFile) -> Clients:
 
 
 def _policy_read(site_file: SiteFile) -> SiteFile:
-    """The same, without a policy where that cannot be read, which another check tells."""
+    """The site's file, without its policy if that cannot be read, which another check reports."""
     try:
         if site_file.policy is not None:
             Policy.read(site_file.policy)
@@ -47,7 +46,7 @@ def _policy_read(site_file: SiteFile) -> SiteFile:
 
 
 def _built(site_file: SiteFile) -> Study | None:
-    """The study that the file names; None where it cannot be built, which is another check's to tell."""
+    """The study that the file names; None if it cannot be built, which another check reports."""
     with contextlib.suppress(Exception):
         return None if site_file.study is None else build(site_file.study, site_file.arguments)
     return None
@@ -58,7 +57,7 @@ def _steps(built: Study | None) -> preprocessing.Steps:
 
 
 def data(site_file: SiteFile, settings: Settings) -> str:
-    """The data open, and have the columns, features and fingerprint of the study."""
+    """Checks that the data open, and have the columns, features and fingerprint of the study."""
     opened, expected = _opened(site_file), settings.expected
     clients, held = parted(opened)
     here = columns(clients)
@@ -97,7 +96,7 @@ def data(site_file: SiteFile, settings: Settings) -> str:
 
 
 def task(site_file: SiteFile, settings: Settings) -> str:
-    """The study's task can be trained on the data."""
+    """Checks that the study's task can be trained on the data."""
     if (built := _built(site_file)) is None:
         raise Skipped("there is no study here that the data could be looked at with")
     site_file = _policy_read(site_file)
@@ -130,7 +129,7 @@ def task(site_file: SiteFile, settings: Settings) -> str:
 
 
 def labels(site_file: SiteFile, settings: Settings) -> str:
-    """There are as many examples of each class as the policy asks for."""
+    """Checks that there are as many examples of each class as the policy asks for."""
     if site_file.policy is None and site_file.study is None:
         raise Skipped("the site has no policy of its own")
     minimum = minimum_of(site_file) if site_file.policy is None else Policy.read(site_file.policy).minimum
@@ -184,7 +183,7 @@ def labels(site_file: SiteFile, settings: Settings) -> str:
 
 
 def policy(site_file: SiteFile, settings: Settings) -> str:
-    """The policy allows the study, and lets leave what it needs."""
+    """Checks that the policy allows the study, and lets what it needs leave."""
     built = _built(site_file)
     steps = _steps(built)
     if site_file.policy is None:
@@ -269,7 +268,7 @@ def policy(site_file: SiteFile, settings: Settings) -> str:
 
 
 def study(site_file: SiteFile, settings: Settings) -> str:
-    """The study here is the one that the run is of."""
+    """Checks that the study here is the one of the run."""
     if site_file.study is None:
         raise Skipped("the site's file names no study, so the coordinator's is handed over, which is code")
     built, expected = build(site_file.study, site_file.arguments), settings.expected

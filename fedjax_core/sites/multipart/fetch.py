@@ -1,17 +1,16 @@
-"""Moves large messages part by part: of what is lost or damaged only that is sent again, and what has come
-stays.
+"""`Fetch`: transfers large messages part by part, and repeats only the parts that were lost or damaged.
 
-    manifest ─► ask for IN_FLIGHT parts ─► digest? ─► in its place, and ask for the next ─► ... ─► the reply
+    manifest ─► ask for IN_FLIGHT parts ─► digest? ─► keep it, and ask for the next ─► ... ─► the reply
                         └ lost: again, a little later     └ damaged: again
 
-    lacking ─► deliver IN_FLIGHT parts ─► the site has it? ─► deliver the next ─► ... ─► announce once more ─► what comes of that
+    lacking ─► deliver IN_FLIGHT parts ─► confirmed? ─► the next ─► ... ─► announce once more ─► the reply
 
-`AT_ONCE` replies are brought at a time, those first that come first in the cohort, so the coordinator has
-room for so many; a request goes to all sites at a time, as it is there once. The memory of a reply is taken
-as its parts come, whatever length a site says that it has. A message of which a part does not get through
-after `TRIES` is given up. Where the site is then asked once more, only the parts that are missing move: of a
-request those that it says it lacks, and of a reply those that differ, as in its head after a restart. Nothing
-runs beside the caller: all of this is done while it waits for replies, in `wait`.
+`AT_ONCE` replies are fetched at a time, in the order of the cohort, so the coordinator needs memory for so
+many; a request goes to all sites at a time, as it exists once. The memory of a reply is allocated as its
+parts arrive, whatever length a site claims. A message with a part that fails `TRIES` times is given up. If
+the site is asked once more, only missing parts move: for a request, the parts that the site says it lacks;
+for a reply, those that differ, as its header does after a restart. There is no background thread: all of this
+happens in `wait`, while the caller waits for replies.
 """
 
 import threading
@@ -30,20 +29,20 @@ from fedjax_core.sites.wire.identity import Roster
 from fedjax_core.sites.wire.transport import Reply, Transport, bring, first_of
 
 IN_FLIGHT, AT_ONCE = 2, 4
-"""Parts of a message that are under way, and replies that are brought, at a time."""
+"""How many parts of a message are under way at a time, and how many replies are fetched at a time."""
 
 TRIES, PAUSE_SECONDS = 8, 0.1
-"""How often a part is sent, and how long after it was lost for the first time; each time twice as long."""
+"""How often a part is sent, and the pause after its first loss, which doubles each time."""
 
 _Way = tuple[int, type[Transfer]]  # the position of a site, and whether a reply is coming or a request going
 
 
 class Stuck(ConnectionError):
-    """A message did not get through: its parts were lost, damaged or refused, or it kept others waiting."""
+    """A message did not get through: parts were lost, damaged or refused, or it kept others waiting."""
 
 
 class Fetch:
-    """The transfers of one exchange, by the positions of sites, in the order in which they are wanted."""
+    """The transfers of one exchange, by the positions of sites, in the wanted order."""
 
     def __init__(
         self,
@@ -53,8 +52,8 @@ class Fetch:
         request: Callable[[str, int], Bytes],
         record: Callable[[str, str, dict[str, Scalar]], None],
     ) -> None:
-        """`request` (the reply's digest, part) is what to send; `record` (site, what, about) is for the audit
-        log."""
+        """`request` (the reply's digest, part) gives the request for a part; `record` (site, what, details)
+        writes to the audit log."""
         self._transport, self._roster, self._request, self._record = transport, roster, request, record
         self._rank = {position: rank for rank, position in enumerate(order)}
         self._all: dict[_Way, Transfer] = {}
@@ -66,8 +65,8 @@ class Fetch:
         self._moved: dict[int, int] = {}
 
     def begin(self, position: int, name: str, manifest: Manifest) -> Future[Reply]:
-        """The future of the reply from the site at this position, brought while somebody is in `wait`; read
-        it once, it is not kept."""
+        """Begins to fetch a reply from the site at this position; its future moves on in `wait`, and is read
+        once."""
         way = position, Coming
         self._stop(way)
         transfer = self._all[way] = Coming(name, manifest, self._all.get(way), self._request)
@@ -78,8 +77,7 @@ class Fetch:
     def send(
         self, position: int, name: str, outgoing: OutgoingRequest, lacking: Iterable[int]
     ) -> Future[Reply]:
-        """The future of what the site at this position replies to a request, once it has got the parts that
-        it lacks."""
+        """Begins to send the parts of a request that a site lacks: the future of the site's reply to it."""
         way = position, Going
         self._stop(way)
         transfer = self._all[way] = Going(name, outgoing, lacking, self._all.get(way), self._roster)
@@ -92,8 +90,7 @@ class Fetch:
     def wait(
         self, replies: Collection[Future[Reply]], until: float, idle_seconds: float | None
     ) -> set[Future[Reply]]:
-        """Those of the replies that are done; none where it is `until`, or where neither a reply nor a part
-        moved for `idle_seconds`."""
+        """The replies that are done; none at `until`, or if no reply and no part moved for `idle_seconds`."""
         moved = time.monotonic()
         while True:
             last = until if idle_seconds is None else min(until, moved + idle_seconds)
@@ -110,11 +107,11 @@ class Fetch:
                 return ready
 
     def moved(self, position: int) -> int:
-        """How many parts have come from the site at this position, or gone to it, in all."""
+        """The number of parts that have moved from or to the site at this position."""
         return self._moved.get(position, 0)
 
     def drop(self, position: int) -> None:
-        """Awaits nothing more of the site at this position, and keeps nothing of it."""
+        """Drops all transfers with the site at this position."""
         for way in ((position, Coming), (position, Going)):
             self._stop(way)
             if way in self._all:
@@ -122,7 +119,7 @@ class Fetch:
         self._start()
 
     def close(self) -> None:
-        """Awaits nothing more, and keeps nothing."""
+        """Drops all transfers."""
         self._queue.clear()
         for position, _ in list(self._all):
             self.drop(position)
@@ -144,7 +141,7 @@ class Fetch:
         self._flying[self._transport.send(transfer.name, transfer.message(i))] = way, i
 
     def _take(self, future: "Future[Any]") -> bool:
-        """Whether what came is news: of a part that moved, or of a whole message."""
+        """Takes what arrived; returns whether it is progress, a part that moved or a whole message."""
         way, i = self._flying.pop(future)
         transfer = self._all[way]
         if i is None:
@@ -188,14 +185,14 @@ class Fetch:
         self._start()
 
     def _conclude(self, transfer: Transfer, future: "Future[Any]") -> None:
-        """What the site replies to a request that it has all of is what was waited for."""
+        """Passes on the site's reply to a request of which it now has all parts."""
         if (error := future.exception()) is not None:
             transfer.done.set_exception(error)
         else:
             transfer.done.set_result(future.result())
 
     def _wrong(self, way: _Way, i: int, raw: Bytes) -> None:
-        """Sends the part again, or gives the message up where the site says why it takes or gives no part."""
+        """Repeats the part, or gives the message up if the site refuses with a reason."""
         transfer, name = self._all[way], self._all[way].name
         try:
             header = decode(raw, self._roster, recipient=COORDINATOR).header
@@ -226,7 +223,7 @@ class Fetch:
             self._pauses.add(later)
 
     def _make_room(self) -> None:
-        """Gives up what is being brought, and does not come, where other replies wait for that."""
+        """Gives up fetches that stall while other replies wait for their turn."""
         for position in list(self._active) if self._queue else []:
             self._give_up(
                 (position, Coming),
@@ -234,14 +231,14 @@ class Fetch:
             )
 
     def _give_up(self, way: _Way, why: str) -> None:
-        """What came stays, for when the site is asked once more."""
+        """Ends a transfer with an error; its parts stay, in case the site is asked once more."""
         self._stop(way)
         self._all[way].wanted.clear()
         self._all[way].done.set_exception(Stuck(why))
         self._start()
 
     def _stop(self, way: _Way) -> None:
-        """Nothing more is awaited of it."""
+        """Stops a transfer."""
         for future in [future for future, (whose, _) in self._flying.items() if whose == way]:
             del self._flying[future]
             self._pauses.discard(future)

@@ -1,11 +1,9 @@
-"""The manifest of a large message: its parts, and how they become the message again. Requests and replies
-share it.
+"""`Manifest` and `Assembly`: the parts of a large request or reply, and their assembly into the message.
 
     the message is longer than part_bytes  ─►  its length, and the SHA-256 of every part, in an envelope that is signed
 
-The digests are signed, so a part is known to be right when it comes, wherever it comes from; and what the
-parts are put together to is a message that is signed and digested by itself, and is read as if it had come
-whole. How parts move is in `fetch.py`.
+The digests are signed, so each part can be verified when it arrives, wherever it comes from. The assembled
+message has its own signature and digest, and is read as if it had come whole. `fetch.py` moves the parts.
 
 >>> digests_of(b"abcdefgh", 3).shape
 (3, 32)
@@ -34,13 +32,13 @@ _DIGEST_BYTES = sha256().digest_size
 
 
 class Gone(Refused):
-    """The site has not, or no longer, the message that a part is of."""
+    """The site does not have, or no longer has, the message of a part."""
 
     code = "gone"
 
 
 class BadParts(Refused):
-    """What is said of the parts of a message is not in order."""
+    """The manifest of a message is not in order."""
 
     code = "bad-parts"
 
@@ -52,7 +50,7 @@ class TamperedPart(Refused):
 
 
 class Manifest(NamedTuple):
-    """What is said of one message: its parts, all of one length but the last."""
+    """The description of one message in parts, all of one length but the last."""
 
     of: str  # by what the message is called: SHA-256 of the digests
     length: int
@@ -60,7 +58,7 @@ class Manifest(NamedTuple):
     digests: np.ndarray  # [parts, 32] uint8
 
     def place(self, i: int) -> slice:
-        """Where part `i` belongs."""
+        """The place of part `i` in the message."""
         return slice(i * self.part_bytes, min((i + 1) * self.part_bytes, self.length))
 
     def fits(self, i: int, raw: Bytes) -> bool:
@@ -69,15 +67,14 @@ class Manifest(NamedTuple):
         return len(view) == where.stop - where.start and sha256(view).digest() == self.digests[i].tobytes()
 
     def fields(self) -> dict[str, Scalar]:
-        """Of the envelope that says this, whose tensors are the `digests`."""
+        """The fields of the manifest's envelope, whose tensors are the `digests`."""
         return {"of": self.of, "length": self.length, "part_bytes": self.part_bytes}
 
 
 class Assembly:
-    """A message that is put together of its parts, in whatever order they come; memory is taken with the
-    first of them.
+    """A message assembled from its parts, in any order; memory is allocated with the first part.
 
-    Of one `before` that did not become whole, the parts that are the same in this one are here.
+    Parts of an unfinished assembly `before` that are the same in this one are taken over.
     """
 
     def __init__(self, manifest: Manifest, before: "Assembly | None" = None) -> None:
@@ -92,7 +89,7 @@ class Assembly:
             )
 
     def take(self, i: int, raw: Bytes) -> bool:
-        """Whether this is part `i`, which is then here."""
+        """Takes part `i`; returns whether it fits."""
         if not self.manifest.fits(i, raw):
             return False
         if not self.here[i]:
@@ -103,7 +100,7 @@ class Assembly:
 
     @property
     def whole(self) -> memoryview:
-        """The message, of which all parts must be here."""
+        """The assembled message; all parts must be here."""
         assert self._raw is not None and self.here.all()
         return self._raw.data.toreadonly()
 
@@ -116,13 +113,13 @@ def digests_of(message: Bytes, part_bytes: int) -> np.ndarray:
 
 
 def manifest_of(message: Bytes, part_bytes: int) -> Manifest:
-    """The parts that a message is sent in."""
+    """The manifest of a message."""
     digests = digests_of(message, part_bytes)
     return Manifest(sha256(digests.data).hexdigest(), len(message), part_bytes, digests)
 
 
 def part_index(header: Header, manifest: Manifest) -> int:
-    """The part that a request is about."""
+    """The index of the part that a request names."""
     i = header.fields.get("part")
     if type(i) is not int or not 0 <= i < len(manifest.digests):
         raise BadRequest("the request needs the field 'part', one of those that there are")
@@ -130,9 +127,9 @@ def part_index(header: Header, manifest: Manifest) -> int:
 
 
 def read_manifest(envelope: Envelope, request: Header, limits: Limits = LIMITS) -> Manifest:
-    """What an authentic envelope says of the parts of a message, each of the length that was `asked` for.
+    """Reads a manifest from an authentic envelope, for parts of the length that the `request` asked for.
 
-    Takes no memory for them; raises a `Refused` where it is not in order.
+    Allocates no memory for the parts; raises a `Refused` if the manifest is not in order.
     """
     part_bytes = request.fields.get("part_bytes")
     if type(part_bytes) is not int or part_bytes < 1:

@@ -1,16 +1,15 @@
-"""A large request in parts, at both ends: announced to all sites alike, and delivered to each as far as it
-lacks it.
+"""Large requests in parts, at both ends: announced to all sites, and delivered as far as each lacks them.
 
     a request longer than part_bytes    ─►  `announce`, signed, one for all: its length, and the SHA-256 of every part
     a site that lacks some of them      ─►  `lacking`: which
     `deliver` part i, one for all       ─►  `delivered`, once its digest fits and it is kept
     `announce` once more                ─►  a site that lacks none reads the request, and this is answered as if it had come whole
 
-So `announce` stands for the request wherever that is asked, or asked again, and what came before a transfer
-was cut is not sent twice. The policy is asked before a part comes. A length above `Limits.message_bytes`, or
-the policy's `caps.memory_gb`, is refused before memory is taken. The request is signed and digested by
-itself, and nothing of it is read before all of it is there. A site has one such request, its last one, in
-memory; a process that began anew lacks all. How parts are sent is in `fetch.py`.
+So `announce` stands for the request whenever it is sent or repeated, and parts that arrived before a transfer
+was cut are not sent twice. The policy is asked before a part comes. A length above `Limits.message_bytes`, or
+the policy's `caps.memory_gb`, is refused before memory is allocated. The request has its own signature and
+digest, and nothing of it is read before all of it is there. A site keeps one such request, its last one, in
+memory; a restarted process lacks all parts. `fetch.py` sends the parts.
 
 >>> from fedjax_core.sites.wire.identity import SiteKey
 >>> requests = Requests("heart-1", "ab12", np.zeros((0, 2), np.uint32), SiteKey.make("coordinator"), lambda *entry: None)
@@ -41,26 +40,27 @@ from fedjax_core.sites.wire.replay import Replayed
 from fedjax_core.sites.wire.trees import from_tensors
 
 _KEPT = 4
-"""Parts that are kept signed, as they go to one site after another."""
+"""How many signed parts are cached, as they go to one site after another."""
 
 
 class OutgoingRequest:
-    """A request that goes in parts, as the coordinator has it."""
+    """The coordinator's side of a request in parts."""
 
     def __init__(self, request: Bytes, part_bytes: int, requests: Requests) -> None:
         self.request, self.manifest = request, manifest_of(request, part_bytes)
         self._requests, self._asked = requests, header_of(request)
         # A partial of plain values, not of self, so that there is no reference cycle.
         self.part = lru_cache(_KEPT)(partial(_part, request, self.manifest, self._asked, requests))
-        """Part `i` as it is sent, the same bytes to all sites that are nearly as far."""
+        """Gives part `i` in its signed envelope; the last few are cached, for sites that are nearly as
+        far."""
         self._announcement: Bytes = b""
         self.digest = header_of(self.announcement).digest
-        """By which replies name it."""
+        """The digest by which replies name the announcement."""
 
     @property
     def announcement(self) -> Bytes:
-        """What is sent in the place of the request: made anew where another was since, as sites hear of
-        nothing older than the last."""
+        """The message sent in place of the request; made anew if another was announced since, as sites accept
+        nothing older."""
         if not self._announcement or self._requests.announced != self.manifest.of:
             fields, tensors = self.manifest.fields(), {"digests": self.manifest.digests}
             self._announcement = self._requests.concerning(self._asked, ANNOUNCE, fields, tensors)
@@ -68,7 +68,7 @@ class OutgoingRequest:
         return self._announcement
 
     def lacking(self, envelope: Envelope) -> list[int]:
-        """The parts that a site says it lacks; raises a `Refused` where that is not in order."""
+        """The parts that a site says it lacks; raises a `Refused` if the reply is not in order."""
         missing = from_tensors(
             envelope.tensors, {"lacking": jax.ShapeDtypeStruct((len(self.manifest.digests),), np.bool_)}
         )["lacking"]
@@ -84,14 +84,14 @@ def _part(request: Bytes, manifest: Manifest, header: Header, requests: Requests
 
 
 class Inbox:
-    """The last request that comes to a site in parts."""
+    """The site's side: the last request that comes in parts."""
 
     def __init__(self) -> None:
         self.assembly: Assembly | None = None
         self._sequence = 0  # of its announcement
 
     def announce(self, manifest: Manifest, sequence: int) -> Assembly:
-        """What is here of the request of these parts, which was announced by a message of this number."""
+        """The assembly for an announced request; `sequence`: the number of the announcement."""
         before = self.assembly
         if before is not None and sequence < self._sequence:
             raise Replayed("another request has been announced since; a repeat changes nothing")
@@ -102,7 +102,7 @@ class Inbox:
         return coming
 
     def deliver(self, envelope: Envelope) -> int:
-        """The number of the part that the message brings, which is then here."""
+        """Takes the part in a message, and returns its index."""
         header, coming = envelope.header, self.assembly
         if coming is None or header.fields.get("of") != coming.manifest.of:
             raise Gone("the site does not wait for parts of that request; it is to be announced again")

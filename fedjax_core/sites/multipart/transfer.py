@@ -1,7 +1,7 @@
-"""Tracks one large message between the coordinator and a site: which of its parts have still to travel.
+"""`Transfer`: the state of one large message between the coordinator and a site.
 
 Coming    a reply:      `part` i is asked for, and comes as it is
-Going     a request:    `deliver` brings part i, and the site says that it is `delivered`
+Going     a request:    `deliver` brings part i, and the site confirms with `delivered`
 """
 
 from abc import ABC, abstractmethod
@@ -21,39 +21,39 @@ from fedjax_core.sites.wire.transport import Reply
 
 
 class Transfer(ABC):
-    """What both directions have."""
+    """The state that both directions share."""
 
     over: ClassVar[str]
-    """For the audit log, once it is where it belongs."""
+    """The audit log's words for a finished transfer."""
     wrong: ClassVar[str]
-    """What a reply that is not the right one means, likewise."""
+    """The audit log's words for a wrong part or answer."""
     what: ClassVar[str]
-    """The message, before the site's name."""
+    """The kind of message, in words, before the site's name."""
 
     def __init__(
         self, name: str, manifest: Manifest, wanted: Iterable[int], before: "Transfer | None"
     ) -> None:
         self.name, self.manifest = name, manifest
         self.done: Future[Reply] = Future() if before is None or before.done.done() else before.done
-        """What comes of it in the end."""
+        """The future of the final reply."""
         self.wanted = deque(wanted)
-        """Parts that were not yet asked for or sent."""
+        """Parts that were not requested or sent yet."""
         self.left = len(self.wanted)
-        """How many parts are not yet where they belong."""
+        """How many parts have not arrived yet."""
         self.tries = [0] * len(manifest.digests)
         """How often each part was lost or damaged."""
 
     @abstractmethod
     def message(self, i: int) -> Bytes:
-        """What is sent to the site for part `i`."""
+        """The message to the site for part `i`."""
 
     @abstractmethod
     def take(self, i: int, raw: Bytes) -> bool:
-        """Whether this reply means that part `i` is where it belongs."""
+        """Takes a reply; returns whether part `i` has arrived."""
 
 
 class Coming(Transfer):
-    """A reply on its way here; of the one `before`, what is the same is not brought again."""
+    """A reply on its way here; parts that an earlier transfer `before` has already are not fetched again."""
 
     over, wrong, what = "came in parts", "not the part that the site signed", "the reply of"
 
@@ -69,7 +69,7 @@ class Coming(Transfer):
         return self._request(self.manifest.of, i)
 
     def take(self, i: int, raw: Bytes) -> bool:
-        """Whether this is part `i`."""
+        """Takes part `i`; returns whether it fits."""
         return self.assembly.take(i, raw)
 
 
