@@ -1,5 +1,4 @@
-"""What a site allows: its policy, how that is enforced, and the accounts that it keeps of time, answers and
-privacy."""
+"""A site's policy: its settings, their enforcement, and the accounts of time, answers and privacy."""
 
 from fedjax_core.sites.policy.pinning import PINNED, pin, pinned
 from fedjax_core.sites.policy.policy import OF_DATA, Decision, Policy, Request

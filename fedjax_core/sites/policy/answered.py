@@ -1,21 +1,18 @@
-"""What a site has answered: each question once, over restarts, so that answers can be counted and a round has
-one model.
+"""`Answered`: the record of answered questions, to count answers and allow one model a round.
 
-    the same question again    the same answer, which tells nothing new: it is not counted
-    a new one                  counted; refused where the policy gives no more of them a day, or does not let the model be asked about
+    the same question again    the same answer, which discloses nothing new: it is not counted
+    a new one                  counted; refused beyond the policy's number a day, or for an excluded model
 
-A policy with `evaluation.models = "sent"` lets a site work only on models that it was sent in training or
-helped to make:
+With `evaluation.models = "sent"` a site works only on models that it was sent in training or helped to make:
 
-    train       one model a round and exchange; the rounds of a run go on, or go back to one that was answered, with the very same bits
-    evaluate    a model that it was sent in training; or one newer than all of those, one a round, and no more than `UNTRAINED` of
-                them before it trains again
+    train       one model a round and exchange; rounds go on, or go back to an answered one with the same bits
+    evaluate    a model sent in training; or a newer one, one a round, and at most `UNTRAINED` of these before the
+                site trains again
     score       a model that it was sent before, to train or to evaluate
 
-A coordinator that begins anew says so by asking for the site's description: the rounds of its run may then
-begin again anywhere, and what is asked there for the first time is counted again. A site cannot tell a model
-that sites made together from one that its coordinator made up: what limits the second kind is how many
-answers there are.
+A coordinator that begins anew shows that by asking for the site's description: the rounds of its run may then
+begin again anywhere, and new questions there are counted again. A site cannot tell a model that sites made
+together from one that its coordinator made up: only the number of answers limits the second kind.
 
 >>> answered, policy = Answered(None), Policy("charite")
 >>> first, other = Question("train", "run", 0, 0, digest="aa", model="a"), Question("train", "run", 0, 0, digest="bb", model="b")
@@ -38,11 +35,11 @@ from fedjax_core.sites.policy.policy import Policy
 from fedjax_core.sites.wire.canonical import dumps
 
 UNTRAINED = 32
-"""So many models newer than the last one that it trained may be evaluated before the site trains again:
-rounds without it are no error."""
+"""How many models newer than its last trained one a site evaluates before it trains again; rounds without the
+site are normal."""
 
 ALL = -1
-"""Of the steps of an answer: it went over all that there are, or is of none."""
+"""The `steps` of an answer that used all steps, or has none."""
 
 _LAST = 1024  # questions, and models, that are known again
 _RUNS = 256
@@ -50,23 +47,23 @@ _NOWHERE = (-1, -1, -1)  # round and exchange trained last, round evaluated last
 
 
 class Question(NamedTuple):
-    """A request, by what its answer depends on."""
+    """A request, reduced to what its answer depends on."""
 
     kind: str
     run: str
     round: int
     exchange: int
     digest: str
-    """Of all in the request that the answer depends on."""
+    """The digest of everything in the request that the answer depends on."""
     model: str = ""
-    """Digest of the model in it, with the numbers of preprocessing; empty where it cannot be told from the
-    rest."""
+    """The digest of its model, with the parameters of preprocessing; empty if the model cannot be told from
+    the rest."""
     data: str = ""
     """The fingerprint of the site's data."""
 
     @property
     def place(self) -> str:
-        """Where in a run it belongs; of questions that belong to none, the question itself."""
+        """The question's place in a run; for questions outside of runs, the question itself."""
         if self.kind == "train":
             return f"train/{self.run}/{self.round}/{self.exchange}"
         return (
@@ -75,10 +72,10 @@ class Question(NamedTuple):
 
 
 class Answered:
-    """What one site has answered, in all runs: in `answered.jsonl` in its folder, or in memory."""
+    """The answers of one site in all runs, in `answered.jsonl` in its folder, or in memory."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Raises ValueError where the file is damaged."""
+        """Raises ValueError if the file is damaged."""
         self._path = None if folder is None else folder / "answered.jsonl"
         self._known: dict[str, list[Any]] = {}  # place -> digest, fingerprint of the data, steps
         self._models: dict[str, None] = {}
@@ -92,23 +89,21 @@ class Answered:
             self._read(self._path)
 
     def close(self) -> None:
-        """Lets go of the file, which the next answer opens again."""
+        """Closes the file; the next answer opens it again."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def knows(self, question: Question) -> bool:
-        """Whether the very same was answered, of the same data, be it that the site declined after work on
-        them."""
+        """Whether exactly this question was answered on the same data, if only with a refusal."""
         return self._known.get(question.place, ())[:2] == [question.digest, question.data]
 
     def steps(self, question: Question) -> int:
-        """How many steps the answer to it is of: `ALL`, or so many where the time was limited; 0 where there
-        was none but a refusal."""
+        """The steps of the answer: `ALL`, or a count under a time limit; 0 if it was a refusal."""
         return int(self._known[question.place][2]) if self.knows(question) else 0
 
     def objection(self, question: Question, policy: Policy) -> tuple[str, str] | None:
-        """(code, reason) why the policy does not let the site answer; None where it does."""
+        """(code, reason) why the policy forbids an answer; None if it allows one."""
         if self.knows(question):
             return None
         if policy.evaluation.models == "sent" and (objection := self._unknown_model(question)) is not None:
@@ -131,12 +126,11 @@ class Answered:
         return None
 
     def add(self, question: Question, steps: int = ALL) -> bool:
-        """Counts an answer that is about to leave, of so many steps, or of 0 a refusal; whether it is a new
-        one."""
+        """Counts an answer of so many steps (0: a refusal) before it leaves; returns whether it is new."""
         return self._keep([*question, steps, _today()])
 
     def begins_anew(self, run: str) -> None:
-        """The coordinator of the run began anew: its rounds may begin again anywhere."""
+        """Notes that the coordinator of the run began anew: its rounds may begin again anywhere."""
         if run in self._runs:
             self._keep(["anew", run])
 
@@ -182,7 +176,7 @@ class Answered:
         return None
 
     def _keep(self, line: list[Any]) -> bool:
-        """Whether the line is of something new; it is then kept, and so is where a run has gone back to."""
+        """Applies a line, and writes it if it is new or a run has gone back; returns whether it is new."""
         before = self._runs.get(line[1])
         new = self._apply(line)
         if self._path is not None and (new or before != self._runs.get(line[1])):
@@ -198,8 +192,7 @@ class Answered:
         return new
 
     def _append(self, path: Path, line: bytes) -> None:
-        """Adds the line, whole or not at all. It outlives the process; that it outlives the machine is not
-        waited for."""
+        """Appends the line, whole or not at all. It survives the process; there is no wait for the disk."""
         if self._descriptor is None:
             self._descriptor = opener(os.fspath(path), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         written = os.write(self._descriptor, line)

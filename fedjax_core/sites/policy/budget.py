@@ -1,14 +1,14 @@
-"""Caps: what a site's process may use, kept by the site itself, so that clinical work on the same machine is
-not disturbed.
+"""`Budget`: limits on CPU, GPU, memory and time, so that clinical work on the site's machine is not
+disturbed.
 
     cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
     memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
     memory_gb                              of a request that comes in parts, before the first one (requests.py)
 
-Seconds of a day are kept in the site's folder, over restarts: after each round where the day has a cap, else
-whenever a second has come together, as that is a wait for the disk. The day is that of UTC. In one's own
-process (`transport="in-process"`) cpus and gpu_share are not confined, as they would hold for all that is
-there.
+Seconds of a day are kept in the site's folder, over restarts: they are written after each round if the day
+has a cap, else once another second has accumulated, as a write waits for the disk. Days are in UTC. In one's
+own process (`transport="in-process"`) cpus and gpu_share are not confined, as they would hold for the whole
+process.
 
 >>> now = iter([0.0, 8.0, 11.0, 11.0])
 >>> budget = Budget(None, clock=lambda: next(now))
@@ -37,14 +37,13 @@ _UNWRITTEN_SECONDS = 1.0  # may be lost in a crash, where the day has no cap
 
 
 class OverCap(Refused):
-    """The work took more than the site gives."""
+    """The work took more than the site's caps allow."""
 
     code = "over-cap"
 
 
 def confine(caps: Caps) -> None:
-    """Holds this process to its CPUs and its share of a GPU. To be called before JAX begins to compute, which
-    is then bound by it."""
+    """Confines this process to its CPUs and its share of a GPU. Call it before JAX begins to compute."""
     if caps.cpus is not None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: caps.cpus])
     if caps.gpu_share is not None:
@@ -52,7 +51,7 @@ def confine(caps: Caps) -> None:
 
 
 def check_size(caps: Caps, length: int) -> None:
-    """Returns where a request of so many bytes may come; raises `OverCap` where the site's memory is less."""
+    """Raises `OverCap` if a request of so many bytes exceeds the site's cap on memory."""
     if caps.memory_gb is not None and length > caps.memory_gb * 1e9:
         gives = f"{caps.memory_gb:g} GB of memory"
         raise OverCap(
@@ -61,14 +60,14 @@ def check_size(caps: Caps, length: int) -> None:
 
 
 class Budget:
-    """What a site has computed today, and watches over what it computes now."""
+    """The time that a site has computed today, and the watch over what it computes now."""
 
     def __init__(self, folder: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
         """`folder`: where the day's seconds are kept; None: in memory."""
         self._path, self.clock = None if folder is None else folder / "spent.json", clock
         self._spent = self._written = ("", 0.0) if self._path is None else _read(self._path)
         self.steps = 0
-        """Local steps done since the process began: what tells that the site makes progress."""
+        """Local steps done since the process began, as a sign of progress."""
 
     @property
     def seconds_today(self) -> float:
@@ -76,7 +75,7 @@ class Budget:
         return self._spent[1] if self._spent[0] == _today() else 0.0
 
     def round(self, caps: Caps) -> "BudgetedRound":
-        """For a `with`: its work is counted, and watched over."""
+        """A context manager whose work is counted and watched."""
         return BudgetedRound(self, caps)
 
     def _add(self, seconds: float, unwritten: float) -> None:
@@ -89,7 +88,7 @@ class Budget:
 
 
 class BudgetedRound:
-    """The work of one round within what the site gives. A `with` gives its `watch`."""
+    """The work of one round within the caps. A `with` gives its `watch`."""
 
     def __init__(self, budget: Budget, caps: Caps) -> None:
         self._budget, self._caps = budget, caps
@@ -103,7 +102,7 @@ class BudgetedRound:
         self._budget._add(self._before + self._budget.clock() - self._began, unwritten)
 
     def watch(self, steps: int) -> None:
-        """To be told of the steps done: raises `OverCap` where the site gives no more."""
+        """Takes the number of steps done; raises `OverCap` if the site gives no more."""
         self._budget.steps, took = self._start + steps, self._budget.clock() - self._began
         memory = _memory_gb() if self._caps.memory_gb is not None else 0.0
         for name, used, what in (
@@ -117,7 +116,7 @@ class BudgetedRound:
 
 
 def _read(path: Path) -> tuple[str, float]:
-    """(day, seconds of work); of no day where nothing is there, or nothing that was written here."""
+    """(day, seconds of work), or ("", 0) without a valid file."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         document = json.loads(path.read_text())
         return str(document["day"]), float(document["seconds"])
@@ -130,10 +129,10 @@ def _today() -> str:
 
 @lru_cache(maxsize=1)
 def _date(days: int) -> str:
-    """Of a day, so many after the first of 1970."""
+    """The ISO date of a day, counted from 1970-01-01."""
     return datetime.fromtimestamp(days * 86400, UTC).date().isoformat()
 
 
 def _memory_gb() -> float:
-    """Of this process, resident; 0 where the system does not tell."""
+    """The resident memory of this process; 0 if the system does not tell."""
     return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e9 if _MEMORY.exists() else 0.0

@@ -1,13 +1,12 @@
-"""Enforces a site's policy: it is asked before any work and about all that would leave, and counts what
-leaves.
+"""`Enforcement`: applies a site's policy to requests and to everything that would leave, and counts it.
 
-    check: may the site work on this?  ─►  work  ─►  metric, protect, release: may this leave, and how?  ─►  count: is that too much?
-      └ under tasks.mode = "first-use" pins the first task            declined: no update may leave  ─►  count, as one that leaves
+    check: allowed? ─► work ─► metric, protect, release: may this leave, and how? ─► count: too much by now?
+      └ pins the first task (tasks.mode = "first-use")         declined after work ─► count, like an update
 
-Its file is read anew for every request, so staff may pause the site, or withdraw it, between any two. A
-refusal names a setting, by its code. Where its reason has to do with the site's data (`Withheld`), only that
-the site declined travels; and where that came of work on the data, it is counted as an update is, because it
-tells as much.
+The policy's file is read anew for every request, so staff may pause the site, or withdraw it, between any
+two. A refusal names a setting by its code. If its reason depends on the site's data (`Withheld`), the message
+only says that the site declined. If it came after work on the data, it is counted like an update, because it
+discloses as much.
 
 >>> from fedjax_core.sites.policy.tables import Leaving, Tasks
 >>> from fedjax_core.sites.wire.envelope import COORDINATOR
@@ -58,25 +57,25 @@ _REFUSED = "declined"  # of an update that is none, beside what was asked: to de
 
 
 class Declined(Refused):
-    """The site's policy does not allow it."""
+    """The site's policy does not allow the request."""
 
     code = "declined"
 
 
 class Withheld(Declined):
-    """The site's policy does not allow it, for a reason that has to do with the site's data."""
+    """The site's policy does not allow the request, for a reason that depends on the site's data."""
 
     of_data = True
 
 
 class Withdrawn(Refused):
-    """The site left the federation: from then on it contributes nothing."""
+    """The site has left the federation, and contributes nothing any more."""
 
     code = "withdrawn"
 
 
 class Enforcement:
-    """The policy of one site, with the task that it pinned and the account of what its updates have told."""
+    """The policy of one site, with the task that it pinned and the privacy ledger of its updates."""
 
     def __init__(
         self,
@@ -89,12 +88,12 @@ class Enforcement:
         account: Path | None = None,
         secret: bytes = b"",
     ) -> None:
-        """The policy is in the `file`, or the `usual` one where there is none; `folder` keeps the pin, the
-        account and what was answered.
+        """The policy is in the `file`, or else the `usual` one; `folder` keeps pin, privacy ledger and
+        answers.
 
-        `asked` is what holds of every request: what the study does to updates, and the site's numbers of
-        examples. `account`: the folder of an account that several have together. `secret`: by which the site
-        draws noise.
+        `base_request`: what holds for every request, the study's treatment of updates and the site's numbers
+        of examples. `account`: the folder of a ledger that several sites share. `secret`: the seed of the
+        site's noise.
         """
         self.policy = usual
         self._site, self._file, self._base_request, self._secret = site, file, base_request, secret
@@ -111,11 +110,10 @@ class Enforcement:
         seconds_today: float = 0.0,
         question: Question | None = None,
     ) -> None:
-        """Returns where the policy, as it is in its file now, lets the site work on this; the task is then
-        pinned where it is the first.
+        """Raises unless the policy, as now in its file, allows work on the request; pins the first task.
 
-        `fields`: those that the reply will have whatever comes of the work; `seconds_today`: for which the
-        site has computed; `question`: what is asked, where that is something of which answers are counted.
+        `fields`: those that the reply will have in any case; `seconds_today`: the site's computing time so
+        far; `question`: what is asked, if its answers are counted.
         """
         self._read()
         if self._accounted(request):
@@ -143,16 +141,15 @@ class Enforcement:
             self._pinned = decision.pin
 
     def check_examples(self, examples: int, per_class: Mapping[Any, int] | None) -> None:
-        """Returns where a report may be of so many examples, and of each class."""
+        """Raises if a report may not be of so few examples, or of so few of a class."""
         if (lacking := self.policy.minimum.lacking(examples, per_class)) is not None:
             raise Withheld(f"{self._site} would report on {lacking[1]} [{lacking[0]}]")
 
     def check_weight(self, request: Header, weight: float, counts: Collection[float] = ()) -> None:
-        """Returns where a report may have this weight: with an account of an epsilon, which does not count
-        it, one that is of counts.
+        """Raises if a report may not have this weight, which must be a count under a privacy ledger.
 
-        Where the site adds the noise itself, and so believes nothing that the study computes, it is 1 or one
-        of these `counts`."""
+        If the site adds the noise itself, and so trusts nothing that the study computes, the weight must be 1
+        or one of `counts`."""
         own = self.policy.leaving.enforced
         if self._accounted(request) and not (weight in (1.0, *counts) if own else weight.is_integer()):
             raise Withheld(
@@ -160,15 +157,15 @@ class Enforcement:
             )
 
     def check_cell(self, examples: int) -> None:
-        """Returns where sums of metrics may be of so many examples."""
+        """Raises if sums of metrics may not be of so few examples."""
         if examples < self.policy.minimum.cell:
             required = f"the {self.policy.minimum.cell} examples that its policy asks for behind a sum (minimum.cell)"
             raise Withheld(f"{self._site} has fewer than {required} [cell]")
 
     def metric(self, name: str, sums: Mapping[str, float], of: float | None = None) -> dict[str, Scalar]:
-        """A metric's sums as fields, where the policy lets it leave; what is not finite goes as nothing.
+        """A metric's sums as fields, if the policy lets it leave; a non-finite sum becomes None.
 
-        `of`: how many examples they are of, where that is known.
+        `of`: the number of examples behind the sums, if known.
         """
         few = of is not None and 0 < of < self.policy.minimum.cell
         if few or not self.policy.may_leave([name], 0.0).allowed:
@@ -178,11 +175,10 @@ class Enforcement:
     def protect(
         self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()
     ) -> Mapping[str, np.ndarray]:
-        """The tensors as they may leave: where the policy has the site clip updates and add noise, clipped
-        and noisy but for `beside`.
+        """The tensors as they may leave: clipped and with noise, except `beside`, if the policy says so.
 
-        The draws go by the request and the update: asked again, the site gives the same bits, and never two
-        updates under one noise."""
+        The noise is drawn from the request and the update: a repeated request gets the same bits, and no two
+        updates share one noise."""
         leaving = self.policy.leaving
         if request.kind != "train" or not leaving.enforced:
             return tensors
@@ -194,10 +190,9 @@ class Enforcement:
     def release(
         self, request: Header, tensors: Mapping[str, np.ndarray], beside: Collection[str] = ()
     ) -> float | None:
-        """The norm of these tensors, but for those `beside` an update, once the policy lets it leave; None
-        where nobody asks for it.
+        """The norm of these tensors, except `beside`, checked by the policy; None if no norm is needed.
 
-        No update leaves that is not finite.
+        Raises for an update that is not finite.
         """
         if request.kind in _WITHOUT_NORM or (
             request.kind != "train" and self.policy.leaving.max_norm is None
@@ -211,10 +206,9 @@ class Enforcement:
     def count(
         self, request: Header, digest: str, question: Question | None = None, steps: int = ALL
     ) -> dict[str, Scalar]:
-        """Counts what an update of this digest, and of so many steps, tells, before it leaves; raises where
-        that is more than the policy lets it.
+        """Counts an update before it leaves, with its privacy loss; raises if that exceeds the policy.
 
-        For the site's audit log: the epsilon of all updates so far; nothing where none is kept.
+        Returns, for the audit log, the epsilon of all updates so far; nothing without a ledger.
         """
         with self._ledger.alone():
             if (
@@ -225,7 +219,7 @@ class Enforcement:
             return self._count(request, digest, question, steps)
 
     def declined(self, request: Header, question: Question | None) -> dict[str, Scalar]:
-        """Counts, as `count` an update, that nothing but a refusal leaves after work on the site's data."""
+        """Counts a refusal after work on the site's data, as `count` does an update."""
         with self._ledger.alone():
             return self._count(
                 request,
@@ -251,16 +245,16 @@ class Enforcement:
 
     @property
     def _noise(self) -> float | None:
-        """In what leaves, in multiples of the clip: what the site adds, or what the study says that it
-        does."""
+        """The noise in what leaves, in multiples of the clip: the site's own, or what the study says that it
+        adds."""
         return self.policy.leaving.noise if self.policy.leaving.enforced else self._base_request.noise
 
     def _accounted(self, request: Header) -> bool:
-        """Whether the answer is one that the account of an epsilon counts."""
+        """Whether the privacy ledger counts the answer."""
         return request.kind == "train" and self.policy.leaving.delta is not None and bool(self._noise)
 
     def _epsilon(self, request: Header, digest: str | None = None) -> float:
-        """Of all updates, once one has left in answer to this request; 0 where the policy has none kept."""
+        """The epsilon of all updates once this request is answered; 0 without a ledger."""
         delta, noise = self.policy.leaving.delta, self._noise
         if not self._accounted(request) or delta is None or noise is None:
             return 0.0
@@ -274,5 +268,5 @@ class Enforcement:
 
 
 def _where(request: Header) -> str:
-    """Of a run, the place to which a report belongs."""
+    """The place of a report: run, round and exchange."""
     return f"{request.run}/{request.round}/{request.exchange}"

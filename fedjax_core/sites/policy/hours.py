@@ -1,4 +1,4 @@
-"""When a site works for the federation: windows of the week, by the clocks of its own zone.
+"""`Hours`: the windows of the week in which a site works for the federation, in its own time zone.
 
 >>> from datetime import UTC
 >>> hours = Hours("Europe/Berlin", ("Mon-Fri 19:00-06:00", "Sat,Sun 00:00-24:00"))
@@ -21,7 +21,7 @@ _DAY, _WEEK = 24 * 60, 7 * 24 * 60  # minutes
 
 @dataclass(frozen=True)
 class Hours:
-    """When the site works for the federation; without windows always."""
+    """The hours in which the site works for the federation; without windows, always."""
 
     zone: str = "UTC"
     windows: tuple[str, ...] = ()
@@ -52,8 +52,7 @@ class Hours:
 
 
 def _spans(window: str) -> Iterator[tuple[int, int]]:
-    """(first minute of the week, minutes) of a window on each of its days, which are those on which it
-    begins."""
+    """(first minute of the week, minutes) of a window for each day on which it begins."""
     match = _WINDOW.fullmatch(window)
     if not match:
         raise ValueError(

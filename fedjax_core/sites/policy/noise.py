@@ -1,16 +1,16 @@
-"""Clips an update and adds noise to it before it leaves a site, whatever the study did to it.
+"""The site's own Gaussian mechanism: clips an update and adds noise before it leaves.
 
     x = u min(1, C / |u|)                                     the l2 norm over all tensors of the update
     sent = g (truncate(x / g) + round(N(0, (z C)^2) / g))     g: a power of two, about z C / 2^17
 
-Both terms are whole multiples of g, and truncating only shortens x. So the last bits of what leaves tell
+Both terms are whole multiples of g, and truncating only shortens x. So the last bits of what leaves disclose
 nothing of x, as those of a sum of floating-point numbers may: Mironov, "On Significance of the Least
 Significant Bits for Differential Privacy", CCS 2012. The noise is rounded from 53-bit draws, whose tails end
 at 8.2 standard deviations.
 
-The draws come of SHAKE-256 under a secret of the site, which the operating system gave when the site's key
+The draws come from SHAKE-256 under a secret of the site, which the operating system gave when the site's key
 was made. They are addressed by the request and by the update itself: the same update in answer to the same
-request leaves with the same bits, also after a crash, and never do two updates leave under one noise.
+request leaves with the same bits, also after a crash, and no two updates leave under one noise.
 
 >>> update = {"w": np.array([3.0, 4.0], np.float32)}
 >>> protected(update, clip=1.0)["w"].round(3).tolist()
@@ -35,11 +35,10 @@ _CHUNK = 1 << 18  # numbers at a time: 2 MB of draws
 def protected(
     update: Mapping[str, np.ndarray], clip: float, noise: float = 0.0, secret: bytes = b"", place: str = ""
 ) -> dict[str, np.ndarray]:
-    """The tensors with an l2 norm of at most `clip` together, plus N(0, (noise clip)^2) in each number; their
-    dtypes stay.
+    """The tensors with a joint l2 norm of at most `clip`, plus N(0, (noise clip)^2) in each number.
 
-    `secret` and `place` address the draws. Raises `NotFinite` where a number is none, ValueError where a
-    tensor is not of floating point."""
+    `secret` and `place` address the draws. Raises `NotFinite` for NaN or infinity, and ValueError for a
+    tensor that is not of floating point."""
     odd = [name for name, x in update.items() if not floating(x.dtype)]
     if odd:
         raise ValueError(
@@ -58,12 +57,12 @@ def protected(
 
 
 def floating(dtype: np.dtype) -> bool:
-    """Whether numbers of this dtype take noise: of floating point, bfloat16 among them."""
+    """Whether numbers of this dtype can take noise: floating point, including bfloat16."""
     return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _shortened(x: np.ndarray, shrink: float) -> np.ndarray:
-    """Times `shrink`, and less by what rounding to the dtype could add."""
+    """The array times `shrink`, reduced by what rounding to the dtype could add."""
     unit = 2.0**-8 if x.dtype.itemsize < 4 else float(np.finfo(x.dtype).eps)
     return np.asarray(x.astype(np.float64) * (shrink * (1 - unit)), x.dtype)
 
@@ -81,6 +80,6 @@ def _noisy(x: np.ndarray, shrink: float, deviation: float, seed: bytes) -> np.nd
 
 
 def _normal(seed: bytes, start: int, count: int) -> np.ndarray:
-    """[count] draws of N(0, 1) that nobody without the seed can tell."""
+    """[count] draws of N(0, 1) that nobody without the seed can predict."""
     words = np.frombuffer(hashlib.shake_256(seed + start.to_bytes(8, "little")).digest(8 * count), "<u8")
     return np.asarray(ndtri(((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53))

@@ -1,5 +1,5 @@
-"""Pins the first task that a site is asked for, where tasks.mode is "first-use": in a file of its folder,
-once and for good.
+"""Pins the first task that a site is asked for, under tasks.mode = "first-use", in a file of its folder, for
+good.
 
 >>> import tempfile
 >>> path = f"{tempfile.mkdtemp()}/{PINNED}"
@@ -12,11 +12,11 @@ from functools import lru_cache
 from pathlib import Path
 
 PINNED = "pinned"
-"""The file, in a site's folder, that names the task pinned there."""
+"""The file in a site's folder that names the pinned task."""
 
 
 def pinned(path: str | os.PathLike[str]) -> str | None:
-    """The task that `pin` wrote to this file, None where there is none yet."""
+    """The task that `pin` wrote to this file; None if there is none yet."""
     try:
         now = os.stat(path)
     except FileNotFoundError:
@@ -26,12 +26,12 @@ def pinned(path: str | os.PathLike[str]) -> str | None:
 
 @lru_cache(maxsize=16)
 def _pinned(path: str, *file: int) -> str:
-    """What is in this very file, which is asked for at every request and never written again."""
+    """The file's text, cached: it is needed at every request and never written again."""
     return Path(path).read_text().strip()
 
 
 def pin(path: str | os.PathLike[str], task: str) -> None:
-    """Pins a task for good; raises where another is pinned, and where two try at once for one of them."""
+    """Pins a task for good; raises FileExistsError if one is pinned already, or another process is faster."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:

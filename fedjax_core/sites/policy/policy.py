@@ -1,5 +1,5 @@
-"""A site's policy: what it takes part in and what may leave it, in one file at the site that nothing outside
-can override.
+"""`Policy`: what a site takes part in and what may leave it, in one file at the site that nothing outside can
+override.
 
     site = "charite"
     paused = false                # for now; `withdrawn = true` is for good, and the site's ledger says of which run
@@ -53,9 +53,9 @@ can override.
     updates_per_day = 1000        # new updates that leave; one for each exchange of a round
     updates = 5000                # the same, in all
 
-What is not set is not demanded, but for tasks, of which none is allowed that is not named, and [evaluation],
-which is as shown. A refusal for a reason that has to do with the site's data is for its staff alone: to the
-coordinator goes that it declined.
+A setting that is missing demands nothing, except for tasks, which must be named to be allowed, and
+[evaluation], whose defaults are shown. If the reason of a refusal depends on the site's data, only its staff
+sees it: the coordinator only learns that the site declined.
 
 >>> from datetime import UTC
 >>> policy = Policy(site="charite", tasks=Tasks(allowed=("3f9a",)), minimum=Minimum(examples=50))
@@ -85,8 +85,8 @@ _HASH = re.compile("[0-9a-f]{32}")
 
 
 class Request(NamedTuple):
-    """What the coordinator asks of a site, as far as the site's policy has a say in it; examples and seconds
-    are counted at the site."""
+    """A request to a site, as far as its policy decides on it; examples and seconds are counted at the
+    site."""
 
     task: str  # hash of the configuration
     examples: int
@@ -103,11 +103,11 @@ class Request(NamedTuple):
 
 
 OF_DATA = ("bad-records", "examples", "per-class", "department", "norm")
-"""Codes of decisions that depend on the site's data: their reasons are for its staff, and do not travel."""
+"""Codes of decisions that depend on the site's data, whose reasons are for its staff and do not travel."""
 
 
 class Decision(NamedTuple):
-    """What the policy says; the reason may travel, but for the codes `OF_DATA`."""
+    """The policy's decision; the reason may travel, except for the codes `OF_DATA`."""
 
     allowed: bool
     code: str
@@ -140,8 +140,8 @@ class Policy:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Policy":
-        """The policy in a TOML file; raises, naming the key, where there is one that a policy does not have
-        or of another type."""
+        """Reads a policy from a TOML file; raises with the key for an unknown setting, or one of another
+        type."""
         try:
             return _parsed(read_text(path))
         except ValueError as error:  # what tomllib raises is one, too
@@ -149,14 +149,15 @@ class Policy:
 
     @property
     def outputs(self) -> Statistics | None:
-        """The limits of statistics: as `statistics` says them, or those of `minimum.cell` alone; None where
-        neither is set."""
+        """The limits of statistics: those of `statistics`, or else of `minimum.cell` alone; None if neither
+        is set."""
         if self.statistics is not None or self.minimum.cell < 1:
             return self.statistics
         return Statistics(minimum=max(2, self.minimum.cell))
 
     def allows(self, request: Request, now: datetime, pinned: str | None = None) -> Decision:
-        """Whether the site takes part; `pinned` is the task pinned before, under tasks.mode = "first-use"."""
+        """Decides whether the site takes part; `pinned` is the task pinned before, under tasks.mode =
+        "first-use"."""
         for code, reason in self._objections(request, now, pinned):
             return Decision(False, code, f"{self.site} {reason}")
         return Decision(
@@ -164,10 +165,10 @@ class Policy:
         )
 
     def may_leave(self, fields: Iterable[str], norm: float, epsilon: float = 0.0) -> Decision:
-        """Whether a message with these fields and this l2 norm may go out, with which all together have this
-        epsilon.
+        """Decides whether a message with these fields and this l2 norm may leave; `epsilon`: of all messages,
+        this one included.
 
-        Asked of every message, when it is ready.
+        It is asked for every message, once the message is ready.
         """
         if extra := sorted({name for name in fields if name not in self.leaving.fields}):
             return Decision(
@@ -262,7 +263,7 @@ class Policy:
 
 @lru_cache(maxsize=16)
 def _parsed(text: str) -> Policy:
-    """The policy that the text is: of the same text the same, as it is read for every request."""
+    """The policy of a text; cached, as it is read for every request."""
     policy: Policy = strict.read(Policy, tomllib.loads(text), "policy")
     if wrong := [name for name in policy.tasks.allowed if not _HASH.fullmatch(name)]:
         raise ValueError(

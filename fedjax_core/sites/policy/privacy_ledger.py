@@ -1,27 +1,27 @@
-"""Counts what a site's updates have told so far as an epsilon, which the site's policy may limit.
+"""`Ledger`: the privacy loss of all of a site's updates so far, as an epsilon that its policy may limit.
 
-    leaving: clip C, noise z, delta, epsilon      each update is clipped to C, and N(0, (z C)^2) or more is added
-    mu^2 <- mu^2 + (2 / z)^2                      with each update that leaves, or is refused for what came of it, before it does
+    leaving: clip C, noise z, delta, epsilon    each update is clipped to C, and N(0, (z C)^2) or more is added
+    mu^2 <- mu^2 + (2 / z)^2                    before each update leaves, or is refused after work on the data
     delta(epsilon) = Phi(mu / 2 - epsilon / mu) - exp(epsilon) Phi(-mu / 2 - epsilon / mu)
 
 Whatever changes in a site's data, its clipped updates before and after are at most 2 C apart: a patient more,
-less or other moves one by at most 2 / z standard deviations. Gaussian mechanisms one after another are one of
-which mu^2 is the sum (twice the rho of zCDP), and this epsilon is that mechanism's own, not a bound on it:
-Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, theorem 8; Dong, Roth
-and Su, "Gaussian Differential Privacy", JRSS B 2022. No site is drawn by chance, so nothing is gained by
-that. Where departments are clients, the clip and the noise are of each department's update, and the mean that
-leaves tells no more than all of them: it is as much for a patient who is in one department, and for one who
-is in k as if k updates had left.
+less or other moves an update by at most 2 / z standard deviations. Successive Gaussian mechanisms are one
+Gaussian mechanism with the sum of their mu^2 (twice the rho of zCDP), and the epsilon is exact for it, not a
+bound: Balle and Wang, "Improving the Gaussian Mechanism for Differential Privacy", ICML 2018, theorem 8;
+Dong, Roth and Su, "Gaussian Differential Privacy", JRSS B 2022. Sites are not drawn at random, so there is no
+amplification by sampling. If departments are clients, the clip and the noise are those of each department's
+update, and the mean that leaves discloses no more than all of them: the epsilon holds for a patient of one
+department; for a patient of k it is as if k updates had left.
 
-The noise is the site's own (noise.py), and this holds whatever the study does. Where the policy says `by =
-"study"`, it is what the study says that it adds, and holds where the study's code, whose hash the policy
-allows, does so, from numbers that whoever looks on does not know. Noise made of a round's `key` hides nothing
-from the coordinator, which has the key; noise that the server adds is for those who see the model alone.
-Counts of examples are said openly. Where departments are clients and the site adds the noise, clip and noise
-are of their mean, and it is as much for a patient of several.
+By default the noise is the site's own (noise.py), and the epsilon holds whatever the study does. With `by =
+"study"` it is the noise that the study says it adds; the epsilon then holds if the study's code, whose hash
+the policy allows, really does so, with draws that an observer does not know. Noise made of a round's `key`
+hides nothing from the coordinator, which has the key; noise that the server adds only protects from those who
+see the model alone. Counts of examples are sent openly. If departments are clients and the site adds the
+noise, clip and noise are of their mean, and the epsilon also holds for a patient of several.
 
-An account is begun once, by the site's staff (`fedjax-core account begin site.toml`). One that is missing is
-refused, and not begun anew: that would forget what was told before.
+The site's staff begins a ledger once (`fedjax-core account begin site.toml`). A missing one is refused, not
+begun anew: that would forget the loss so far.
 
 >>> round(epsilon(1.0, delta=1e-5), 5)
 4.37718
@@ -46,14 +46,14 @@ from fedjax_core.sites.wire.envelope import Header
 
 
 class NoAccount(Refused):
-    """The policy has an account of an epsilon kept, and there is none."""
+    """The policy demands a privacy ledger, and there is none."""
 
     code = "no-account"
 
 
 def epsilon(privacy_loss: float, delta: float) -> float:
-    """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `told`; rounded up in the ninth
-    digit."""
+    """The epsilon, at this delta, of Gaussian mechanisms whose mu^2 add up to `privacy_loss`; rounded up in
+    the ninth digit."""
     mu = math.sqrt(privacy_loss)
 
     def above(guess: float) -> bool:
@@ -72,21 +72,21 @@ def epsilon(privacy_loss: float, delta: float) -> float:
 
 
 class Ledger:
-    """What one site's updates have told, over all runs, studies and restarts: in `told.json` in its folder,
-    or in memory.
+    """The privacy loss of one site's updates over all runs, studies and restarts, in `told.json` in its
+    folder, or in memory.
 
-    The site's audit log has it, too, and pruning leaves it there: so it is the larger of both, whoever
-    removes the file, or puts an older one in its place. An account in a folder that several site files name
-    (`account`) has no log of all of them: there the file alone counts, one process at a time has it, and
-    where it is missing nothing leaves.
+    The site's audit log records it too, and pruning keeps it there. The larger of both counts, so removing
+    the file, or restoring an older one, forgets nothing. A ledger in a folder that several site files name
+    (`account`) has no common audit log: there the file alone counts, one process at a time holds it, and if
+    it is missing, nothing leaves.
 
-    An update that leaves again with the same bits, as after a lost reply, tells nothing new. That none leaves
-    is told, too: a refusal after work on the data is counted as an update of the digest "declined" and what
-    was asked.
+    An update that leaves again with the same bits, as after a lost reply, costs nothing. A refusal after work
+    on the data discloses something too: it is counted as an update whose digest is "declined" and the
+    question's.
     """
 
     def __init__(self, folder: Path | None, account: Path | None = None) -> None:
-        """Raises ValueError where the file is damaged."""
+        """Raises ValueError if the file is damaged."""
         where = account or folder
         self._path = None if where is None else where / "told.json"
         self._audit = folder / "audit" if folder is not None and account is None else None
@@ -98,13 +98,13 @@ class Ledger:
 
     @staticmethod
     def begin(where: Path) -> Path:
-        """Begins an account of nothing told so far in this folder, and returns its file; raises
-        FileExistsError where there is one."""
+        """Begins a ledger without any loss in this folder, and returns its file; raises FileExistsError if
+        there is one."""
         return write_private(make_folder(where) / "told.json", json.dumps({"told": 0.0, "last": {}}).encode())
 
     def check(self) -> None:
-        """Raises `NoAccount` where the account is missing: neither its file is there, nor what the audit log
-        has of it."""
+        """Raises `NoAccount` if the ledger is missing: there is neither its file nor a record in the audit
+        log."""
         if (
             self._path is None
             or self._written
@@ -119,7 +119,7 @@ class Ledger:
 
     @property
     def privacy_loss(self) -> float:
-        """Sum of mu^2."""
+        """The sum of mu^2 of all updates."""
         self._refresh()
         # Read late: a site whose policy keeps no account reads no log, and by now the log is open and has no
         # torn end.
@@ -133,15 +133,14 @@ class Ledger:
         return self._privacy_loss
 
     def after(self, where: str, noise: float, digest: str | None = None) -> float:
-        """`told` once an update of these bits has left in answer to this request; None: of those that left
-        before, if any did."""
+        """The privacy loss once an update with this digest has left for this place; None: the digest that
+        left before, if any."""
         privacy_loss = self.privacy_loss
         again = where in self._last and digest in (None, self._last[where])
         return privacy_loss if again else privacy_loss + (2 / noise) ** 2
 
     def add(self, where: str, noise: float, digest: str, request: Header) -> float:
-        """Counts an update that is about to leave as the answer to what was `asked`, on the disk before it
-        does; returns `told`."""
+        """Counts an update that answers `request`, on the disk before it leaves; returns the privacy loss."""
         self._privacy_loss = privacy_loss = self.after(where, noise, digest)
         self._last.pop(where, None)
         self._last[where] = digest
@@ -153,7 +152,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """For a `with`: no other process has the account meanwhile, where several may."""
+        """A context manager that locks a shared ledger against other processes."""
         if not self._shared or self._path is None:
             yield
             return
@@ -165,7 +164,7 @@ class Ledger:
             os.close(descriptor)
 
     def _refresh(self) -> None:
-        """Reads the file where another process, or the site's staff, has written it."""
+        """Reads the file if another process, or the site's staff, has written it."""
         if self._path is not None and (now := _stat(self._path)) != self._seen:
             self._seen = now
             if now is not None:

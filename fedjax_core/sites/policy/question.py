@@ -1,4 +1,4 @@
-"""What a request asks, as a `Question`: of which model it is, and a digest of all that its answer depends on.
+"""Reduces a request to a `Question`: its model, and a digest of everything that its answer depends on.
 
     train       digest   of the tensors of the request, and of the key for its draws; not of the time to train, see time_limit.py
                 model    of the leaves of the message that are the model's parameters, with the numbers of preprocessing
@@ -7,8 +7,8 @@
     statistics  digest   of the statistic
     measure, describe    are of the site's data alone
 
-The model in a request to train can be told where the parameters are sent as they are, beside whatever else:
-not where a downlink encodes them.
+The model in a request to train is known if the parameters are sent as they are, whatever else is sent; not if
+a downlink encodes them.
 
 >>> from fedjax_core import algorithms, compose, models
 >>> composed = compose(algorithms.scaffold(models.linear(features=2), 0.1, 4))
@@ -33,17 +33,17 @@ _OF_THE_SITE = ("measure", "describe")
 
 
 class Places(NamedTuple):
-    """Where the model is in requests: the names of the tensors that are its parameters, leaf by leaf."""
+    """The place of the model in requests: the names of the tensors that are its parameters, leaf by leaf."""
 
     trained: tuple[str, ...] | None
-    """None where some are not in the message as they are evaluated."""
+    """None if some parameters are not in the message as they are evaluated."""
     evaluated: tuple[str, ...]
     prepares: bool
-    """Whether the numbers of preprocessing are there, too."""
+    """Whether requests contain the parameters of preprocessing too."""
 
     @classmethod
     def of(cls, composed: Round, prepares: bool) -> "Places":
-        """Of requests of this round."""
+        """The places in requests of this round."""
         algorithm, state = composed.algorithm, state_shapes(composed)
         evaluated = tuple(leaf_specs({"params": state.params}))
         if algorithm.personal is not None or algorithm.exchanges[0].address is not None:
@@ -63,10 +63,10 @@ class Places(NamedTuple):
 
 
 def question(envelope: Envelope, places: Places, data: str, *, any_model: bool = False) -> Question | None:
-    """What the request asks; None where it is of a kind whose answers are not counted.
+    """The question of a request; None for kinds whose answers are not counted.
 
-    `data`: the fingerprint of the site's; `any_model`: whether it is all one which model the site trains, so
-    that this is not looked at."""
+    `data`: the fingerprint of the site's data; `any_model`: the site trains any model, so the model's digest
+    is not needed."""
     header, tensors = envelope
     place = (header.kind, header.run, header.round, header.exchange)
     if header.kind in _OF_THE_SITE:
@@ -92,7 +92,7 @@ def question(envelope: Envelope, places: Places, data: str, *, any_model: bool =
 
 
 def _digest(tensors: dict[str, np.ndarray], names: Iterable[str]) -> str:
-    """Of these tensors one after another; empty where one is not there."""
+    """The digest of these tensors in their order; empty if one is missing."""
     digest = hashlib.sha256()
     for name in names:
         if name not in tensors:

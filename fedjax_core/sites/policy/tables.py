@@ -1,4 +1,4 @@
-"""The tables of a site's policy: what each may say, checked as it is read. policy.py shows them in their
+"""The tables of a site's policy, with their settings, checked as they are read. policy.py shows them in their
 file.
 
 >>> Minimum(examples=50).lacking(49, None)[0], Minimum(examples=50).lacking(50, None)
@@ -19,7 +19,7 @@ from fedjax_core.sites.refusal import listed
 
 @dataclass(frozen=True)
 class Tasks:
-    """Which configurations may run, by the hash that requests name them with."""
+    """The studies that may run, by their hashes."""
 
     mode: Literal["list", "first-use"] = "list"
     allowed: tuple[str, ...] = ()
@@ -27,7 +27,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class Minimum:
-    """Fewer examples than this are not trained or counted on."""
+    """The least numbers of examples, of persons behind a sum, and of sites."""
 
     examples: int = 0
     per_class: int = 0
@@ -37,7 +37,7 @@ class Minimum:
     sites: int = 0
 
     def lacking(self, examples: int, per_class: Mapping[Any, int] | None) -> tuple[str, str] | None:
-        """(code, reason) where so many examples, and of each class, are too few; None where they are
+        """(code, reason) if so many examples, in total or of a class, are too few; None if they are
         enough."""
         if examples < self.examples:
             return (
@@ -54,13 +54,13 @@ class Minimum:
 
 
 SAFE = Minimum(examples=10, per_class=3, cell=10, department=10)
-"""What is written into policies that are made, and holds for a site with a study in its file and no
-policy."""
+"""The minimums written into new policies, which also hold for a site with a study but no policy in its
+file."""
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """What may go out with an update, and how it has to be treated before."""
+    """What may leave with an update, and how the update is treated before."""
 
     fields: tuple[str, ...] = ("weight", "examples", "data")
     secure: bool = False
@@ -73,7 +73,7 @@ class Leaving:
 
     @property
     def enforced(self) -> bool:
-        """Whether the site itself clips what leaves, and adds noise where it has some."""
+        """Whether the site itself clips what leaves, and adds its noise."""
         return self.by == "site" and self.clip is not None
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class Leaving:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """On which models the site works, and how often it tells of one."""
+    """The models that the site evaluates, and the number of answers a day."""
 
     models: Literal["sent", "any"] = "sent"
     per_day: int = 150
@@ -118,17 +118,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Statistics(OutputPolicy):
-    """What may be told of the site's data themselves: the output policy, and the columns of which it
-    holds."""
+    """What statistics may disclose of the site's data: the output policy, and the columns that it opens."""
 
     columns: tuple[str, ...] = ()
-    """That a statistic may use; "site" is always there."""
+    """The columns that a statistic may use; "site" is always among them."""
 
 
 @dataclass(frozen=True)
 class Caps:
-    """What the site's process may use at most, and how many updates it gives; nothing that a request says
-    changes it."""
+    """The most that the site's process may use, and the most updates that leave; no request can change
+    them."""
 
     cpus: int | None = None
     gpu_share: float | None = None

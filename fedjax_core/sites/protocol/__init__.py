@@ -1,2 +1,2 @@
-"""What a coordinator and its sites say to each other: the kinds of requests, and what is in requests, reports
+"""The protocol between a coordinator and its sites: kinds of requests, and the contents of requests, reports
 and descriptions."""

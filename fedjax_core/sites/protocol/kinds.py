@@ -21,18 +21,17 @@ from typing import NamedTuple
 from fedjax_core.sites.refusal import Refused
 
 PARTS = "parts"
-"""The kind of a reply that says what the parts of the true reply are."""
+"""The kind of a reply that is the manifest of the real reply's parts."""
 
 SHARE, MASK, CONFIRM, REVEAL = "share", "mask", "confirm", "reveal"
 """The kinds of requests of secure aggregation, in their order."""
 
 PART, ANNOUNCE, LACKING, DELIVER, DELIVERED = "part", "announce", "lacking", "deliver", "delivered"
-"""The kinds of requests for parts of messages, and of their replies; `part` is answered by the part as it
-is."""
+"""The kinds of requests for parts of messages, and of their replies; the reply to `part` is the bare part."""
 
 
 class WrongKind(Refused):
-    """The message is of another kind than what is expected, or answered."""
+    """The message is of another kind than expected, or of one that is not answered."""
 
     code = "wrong-kind"
 
@@ -44,17 +43,17 @@ class WrongConfig(Refused):
 
 
 class Kind(NamedTuple):
-    """What both ends know of one kind of request."""
+    """The properties of one kind of request, which both ends know."""
 
     reply: str
     """The kind of the reply."""
     leaving: tuple[str, ...]
-    """The fields of the reply that the site's policy is asked for, beside the metrics, whatever the study."""
+    """The fields of the reply, beside the metrics, that the site's policy must allow in any study."""
     prepared: bool = False
-    """Whether it is of the columns as the study prepares them, and not as they lie there."""
+    """Whether it uses the columns as the study prepares them, instead of the raw ones."""
     again: bool = False
-    """Whether it may be heard again, and is then answered anew: what it brings is known by digests, and
-    changes nothing twice."""
+    """Whether a repeat is accepted and answered anew: its contents are known by digests, so it changes
+    nothing twice."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -77,10 +76,10 @@ KINDS: Mapping[str, Kind] = {
 def leaving(
     kind: str, *, departments: bool, stats: tuple[str, ...] = (), secure: bool = False
 ) -> tuple[str, ...]:
-    """The fields of the reply to such a request that the site's policy is asked for, beside the metrics.
+    """The fields of the reply, beside the metrics, that the site's policy must allow.
 
-    `stats`: what the server of the study reads of each site by itself (`Study.stats`); `secure`: whether
-    weights leave under masks."""
+    `stats`: the fields that the study's server reads site by site (`Study.stats`); `secure`: whether weights
+    leave under masks."""
     if secure and kind == "train":
         return ("examples", "data")
     clients = ("clients",) if departments and kind in ("train", "describe") else ()

@@ -1,5 +1,4 @@
-"""The fields of a report: how metrics are written at a site and read at the coordinator, and which names have
-a meaning of their own.
+"""The fields of a report: how a site writes metrics and the coordinator reads them, and the reserved names.
 
     metric "loss", a mean    loss = total,  loss.weight = weight
     metric "hits", a sum     hits = total
@@ -24,27 +23,26 @@ from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.trees import leaf_specs
 
 NO_METRICS = frozenset(("weight", "examples", "data", "data_was", "clients"))
-"""Of the fields in a reply."""
+"""The fields of a reply that are no metrics."""
 
 LEFT = ("uplink_kept", "uplink_norm")
-"""Metrics of what the uplink leaves of an update: the share of its numbers that are not zero, and of its l2
-norm. Not of noise or masks, for these are to hide how large the update was (`Stage.measurable`)."""
+"""Metrics of what the uplink keeps of an update: the share of non-zero numbers, and of the l2 norm. Not with
+noise or masks, which are to hide the update's size (`Stage.measurable`)."""
 
 PARTIAL = ("steps_done", "examples_seen")
-"""Metrics of a report whose time was limited, each a part of a whole; a site's policy has to let them
-leave."""
+"""Metrics of a report under a time limit, each a part of a whole; a site's policy must let them leave."""
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
 def beside(sent: Any) -> frozenset[str]:
-    """The names of the tensors in what a site sends that are no part of its update."""
+    """The names of the tensors in a report that are not part of its update."""
     wire = wire_of(sent)
     return frozenset(leaf_specs(wire._replace(update=()))) if wire.stats else frozenset()
 
 
 def stats_of(sent: Any) -> dict[str, str]:
-    """{name: name of its tensor} of the numbers in a report that the server reads of each site by itself."""
+    """{name: name of its tensor} of the stats in a report, which the server reads site by site."""
     wire = wire_of(sent)
     return {
         name: next(iter(leaf_specs(wire._replace(update=(), stats={name: shape}, slot=()))))
@@ -53,7 +51,7 @@ def stats_of(sent: Any) -> dict[str, str]:
 
 
 def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
-    """The fields of a metric of these sums; what is not finite goes as nothing."""
+    """The fields of a metric with these sums; a non-finite sum becomes None."""
     return {
         name if part == "total" else f"{name}.{part}": x if math.isfinite(x) else None
         for part, x in sums.items()
@@ -61,7 +59,7 @@ def written(name: str, sums: Mapping[str, float]) -> dict[str, Scalar]:
 
 
 def number_of(value: Any) -> float:
-    """A field that should be a number; NaN where it is none."""
+    """The value of a field that should be a number; NaN if it is not one."""
     return float(value) if type(value) in (int, float) else math.nan
 
 
@@ -78,14 +76,14 @@ def metrics_of(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _narrow(value: float) -> Any:
-    """As a float32; infinite where it is too large for one, and so not pooled. NumPy says no word of it, nor
-    need it be told not to."""
+    """The value as a float32; infinite if it is too large for one, and then not pooled. NumPy gives no
+    warning this way."""
     return np.float32(math.copysign(math.inf, value) if abs(value) > _LARGEST else value)
 
 
 def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
-    """The metrics `PARTIAL` of so many steps of these batches (rows [T, B] of the client's examples,
-    negative: none)."""
+    """The metrics `PARTIAL` after `done` steps of these batches (rows [T, B] of the client's examples;
+    negative: padding)."""
     seen = rows[:done]
     parts = ((done, len(rows)), (len(np.unique(seen[seen >= 0])), examples))
     number: Any = np.float32
@@ -95,8 +93,7 @@ def part_of(rows: np.ndarray, done: int, examples: int) -> dict[str, Mean]:
 
 
 def epsilon_entry(composed: Round, rounds: int) -> dict[str, Scalar]:
-    """For an audit entry: the epsilon that so many rounds tell, and its delta, where the uplink keeps an
-    account; nothing else."""
+    """For an audit entry: the epsilon and delta of so many rounds, if the uplink has an accountant."""
     account = composed.uplink.promises.account
     return (
         {}
@@ -106,7 +103,7 @@ def epsilon_entry(composed: Round, rounds: int) -> dict[str, Scalar]:
 
 
 def partial_entry(metrics: Mapping[str, Any]) -> dict[str, Scalar]:
-    """For an audit entry: `partial`, how much was done, where that is not all; nothing else."""
+    """For an audit entry: how much of the work was done, if not all."""
     if PARTIAL[0] not in metrics:
         return {}
     done, steps = float(metrics[PARTIAL[0]].total), float(metrics[PARTIAL[0]].weight)

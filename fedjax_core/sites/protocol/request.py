@@ -1,13 +1,11 @@
-"""What is in a request, at both ends: `Requests` writes it for all sites at once, and a site reads its part
-of it.
+"""The contents of a request: `Requests` writes it once for all sites, and each site reads its part.
 
-    fields     sites (how many), first (whether what a site keeps before its first report is there), key, key_kind, and the kind's own:
-               such as train_seconds, how long a site may train; needed, recent and oldest, of what may be
-               asked again
-    tensors    sites (address and version of each, ), first, prepared (the numbers of preprocessing), and the kind's own
+    fields     sites (how many), first (whether the initial own state is there), key, key_kind; and its kind's,
+               such as train_seconds, the time limit; needed, recent and oldest, on what may be asked again
+    tensors    sites (address and version of each), first, prepared (parameters of preprocessing); its kind's
 
-A request lists every site by its address with the version of what it keeps, so one message serves all of
-them: each finds itself."""
+A request lists every site by its address, with the version of its own state, so one message serves all sites:
+each finds itself."""
 
 import hashlib
 import math
@@ -31,26 +29,25 @@ from fedjax_core.sites.wire.trees import to_tensors
 from fedjax_core.types import Array, Key
 
 Record = Callable[[str, str, int, Mapping[str, Scalar]], None]
-"""(who, what, round, about): into the audit log, where there is one."""
+"""(party, what, round, details): writes an entry into the audit log, if there is one."""
 
 PREPARED = "prepared"
-"""Of a request's tensors: the numbers by which every site prepares its columns."""
+"""The name of a request's tensors with the parameters by which sites prepare their columns."""
 
 TRAIN_SECONDS = "train_seconds"
-"""Of a request's fields: how long a site may train."""
+"""The field of a request that limits a site's time to train."""
 
 WITHHELD = "withheld"
-"""Of a description's fields: the study's metrics that the site's policy does not let leave."""
+"""The field of a description that lists the metrics that the site's policy does not let leave."""
 
 NEEDED, RECENT_FIELD = "needed", "recent"
-"""Of a request's fields: the versions that the states need from which the run may go on, and how many others
-are kept."""
+"""The fields of a request with the versions that a resume may need, and how many others are kept."""
 
 OLDEST = "oldest"
-"""Of a request's fields: no round before this is ever asked again."""
+"""The field of a request with the first round that may still be asked again."""
 
 RECENT = 64
-"""So many versions of what a site keeps stay there where nobody says which may be asked for again."""
+"""How many versions of its own state a site keeps if nobody says which may be asked for again."""
 
 _LINE, _LINES = 1000, 200  # letters in a field, and such fields
 # How many answers are remembered: if a request does not say which may be asked again, and if it does.
@@ -74,12 +71,12 @@ class NotInCohort(Refused):
 
 
 def addresses(names: Sequence[str]) -> np.ndarray:
-    """[N, 2] uint32: each site's, of which its draws are made."""
+    """[N, 2] uint32: each site's address, from which its random keys are derived."""
     return addresses_of(np.array(names, dtype=np.str_))
 
 
 class RunContext(NamedTuple):
-    """What a request says of a run: its state, and the version of what each site keeps."""
+    """The context of a request in a run: its state, and the version of each site's own state."""
 
     state: State
     version: np.ndarray  # [N] int
@@ -89,20 +86,20 @@ class RunContext(NamedTuple):
 
 
 class Recovery:
-    """Which states of a run may be gone on from: those of its checkpoints. So what sites must keep, and may
-    forget."""
+    """The states from which a run may resume, those of its checkpoints: they determine what sites must
+    keep."""
 
     def __init__(self) -> None:
         self.versions: list[Sequence[int]] = []
-        """Of each such state, the version of what each site keeps."""
+        """For each such state, the version of each site's own state."""
         self.oldest: int | None = None
-        """No round before this is ever asked again; None: nobody knows."""
+        """The first round that may still be asked again; None: unknown."""
         self.recent = RECENT
-        """So many other versions are kept, too."""
+        """How many other versions are kept too."""
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """From now on only states that have these needs may be gone on from, or the one at hand; None: others
-        too."""
+        """From now on the run resumes only from states with these needs, or the present one; None: from
+        others too."""
         self.recent = RECENT if needs is None else 0
         if needs is None:
             self.oldest = None
@@ -111,12 +108,13 @@ class Recovery:
         self.oldest = min((int(one["oldest"]) for one in needs), default=None)
 
     def needed(self, begun: np.ndarray) -> np.ndarray:
-        """[C, N] int32: the versions that may be asked for again in a round that begins with these [N]."""
+        """[C, N] int32: the versions that may be asked for again in a round that begins with the versions
+        `begun` [N]."""
         return np.unique(np.array([*self.versions, begun], np.int32), axis=0)
 
     def fields(self, needed: np.ndarray) -> dict[str, Scalar]:
-        """The fields of a request that say so: not among its tensors, as a request that is made again begins
-        from the same ones."""
+        """The fields of a request with these versions. They are no tensors, as a repeated request must have
+        the same tensors."""
         text = needed.astype("<i4").tobytes().hex()
         lines = [text[i : i + _LINE] for i in range(0, len(text), _LINE)]
         if len(lines) > _LINES:
@@ -133,15 +131,15 @@ class Requests:
     def __init__(self, run: str, config: str, addresses: np.ndarray, key: SiteKey, record: Record) -> None:
         self.run, self.config, self.addresses = run, config, addresses
         self.first: Any = None
-        """What a site keeps before its first report; known once the run has a state."""
+        """The initial own state of a site; known once the run has a state."""
         self.prepared: Any = ()
-        """The numbers by which sites prepare their columns, an entry a step; known once all sites were
+        """The parameters by which sites prepare their columns, an entry a step; known once all sites were
         measured."""
         self.announced = ""
-        """Which large request was announced last (requests.py)."""
+        """The digest of the large request announced last (requests.py)."""
         self.head: Callable[[], str | None] = lambda: None
-        """The head of the coordinator's audit log, as text, which goes with every request; None: there is
-        none yet."""
+        """Gives the head of the coordinator's audit log, which goes with every request; None: there is none
+        yet."""
         self.recovery = Recovery()
         self._key, self._record, self._sequence, self._secret = key, record, 0, key.secret("noise")
         self._drawn: tuple[Key, dict[str, Scalar]] | None = None
@@ -158,7 +156,7 @@ class Requests:
         fields: Mapping[str, Scalar] | None = None,
         draws: bool = False,
     ) -> Bytes:
-        """The signed request of round `number`, one for all, of whom those named `to` are asked; with `draws`
+        """The signed request of round `number`, one for all sites; those named `to` are asked. With `draws`
         it has the run's key."""
         header_fields, sent = dict(fields or {}), dict(body or {})
         if context is not None:
@@ -194,25 +192,25 @@ class Requests:
         return request
 
     def part(self, header: Header, of: str, part: int) -> Bytes:
-        """The signed request for one part of the reply, of that digest, to the request that was `asked`."""
+        """The signed request for one part of a reply, `of` its digest, to the request with this header."""
         return self.concerning(header, "part", {"of": of, "part": part}, {})
 
     def concerning(
         self, header: Header, kind: str, fields: Mapping[str, Scalar], sent: Mapping[str, Any]
     ) -> Bytes:
-        """A signed request about another, that was `asked` or is to be; the audit log has that one."""
+        """A signed request about another one, with this header, which the audit log records."""
         return self._signed(kind, header.round, header.exchange, fields, sent)[1]
 
     def noise(self, state: State, e: int) -> np.ndarray:
-        """The words of a key that nobody else knows, for noise that the server adds in exchange `e`: the same
-        where that is done again."""
+        """The words of a secret key for the server's noise in exchange `e`; the same if the exchange is
+        repeated."""
         words = str(self._draws(state.key)["key"])
         return secret_words(
             self._secret, f"{self.run}/{self.config}/{int(state.round)}/{e}/{words}", len(words) // 8
         )
 
     def _draws(self, key: Key) -> dict[str, Scalar]:
-        """What a request says of the run's key."""
+        """The fields of a request with the run's key."""
         if self._drawn is None or self._drawn[0] is not key:
             words = np.asarray(jax.random.key_data(key)).astype("<u4")
             self._drawn = key, {"key": words.tobytes().hex(), "key_kind": str(jax.random.key_impl(key))}
@@ -231,7 +229,7 @@ class Requests:
 
 
 class Draws(NamedTuple):
-    """What the key of one client in one round is made of."""
+    """The ingredients of one client's key in one round."""
 
     words: np.ndarray  # uint32, of the run's key
     round: np.int32
@@ -245,17 +243,17 @@ class Draws(NamedTuple):
         return jax.random.wrap_key_data(jax.numpy.asarray(self.words), impl=self.kind)
 
     def key(self, secret: bool = False) -> Any:
-        """The key; the `secret` one is known to the client alone."""
+        """The client's key; with `secret`, the one that only the client knows."""
         return _client_key(self.secret if secret else self.words, self.round, self.address, self.kind)
 
 
 def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
-    """The draws of the client at this address in this round; the run's key is public, as they are to be the
-    same as in its simulation.
+    """The draws of the client at this address in this round; the run's key is public, so that a simulation
+    draws the same.
 
-    What is drawn by `secret` is the site's own: the same where it is asked the same again, so that nobody
-    sees one update under two noises. It is of the request and of all else that the update depends on (`of`),
-    so that nobody sees two updates under one noise, either."""
+    What is drawn by `secret` is the site's own. It is the same for a repeated request, so that nobody sees
+    one update under two noises. It depends on the request and on all else that the update depends on (`of`),
+    so that nobody sees two updates under one noise."""
     text, kind = header.fields.get("key"), header.fields.get("key_kind")
     if not isinstance(text, str) or not isinstance(kind, str):
         raise BadRequest("the request has no key for the draws of this round")
@@ -271,21 +269,21 @@ def draws(header: Header, address: np.ndarray, secret: bytes, of: str) -> Draws:
 
 
 def secret_words(secret: bytes, what: str, count: int) -> np.ndarray:
-    """[count] uint32, at most 16, that only who has the secret can tell, the same for the same `what`: keyed
-    BLAKE2b, of 1 us."""
+    """[count] uint32, at most 16, from keyed BLAKE2b (1 us): the same for the same secret and `what`, and
+    unpredictable without the secret."""
     return np.frombuffer(hashlib.blake2b(what.encode(), key=secret).digest(), "<u4")[:count]
 
 
 @lru_cache(maxsize=64)
 def _words(text: str, kind: str) -> np.ndarray:
-    """The words of a key, of which a run has one; raises where a key of this kind is not of so many."""
+    """The run's key as uint32 words, cached; raises if their count does not fit the key's implementation."""
     words = np.frombuffer(bytes.fromhex(text), "<u4")
     jax.eval_shape(partial(jax.random.wrap_key_data, impl=kind), jax.ShapeDtypeStruct(words.shape, np.uint32))
     return words
 
 
 def client_key(words: Array, round: Array, address: Array, kind: str) -> Key:
-    """The key of `Draws`, for what is compiled."""
+    """The key of `Draws`, for compiled code."""
     return keys.client(jax.random.wrap_key_data(words, impl=kind), round, address)
 
 
@@ -293,7 +291,7 @@ _client_key = jax.jit(client_key, static_argnums=3)
 
 
 def count(header: Header, name: str) -> int:
-    """The field of this name, which is a count."""
+    """The field of this name, checked to be a count."""
     value = header.fields.get(name)
     if type(value) is not int or not 0 < value <= _MOST:
         raise BadRequest(f"the request needs the field {name!r}, a count")
@@ -301,7 +299,7 @@ def count(header: Header, name: str) -> int:
 
 
 def train_seconds(header: Header) -> float | None:
-    """How long the site may train; None: as long as it needs."""
+    """The site's time limit for training; None: as long as it needs."""
     value = header.fields.get(TRAIN_SECONDS)
     if value is not None and not (type(value) is float and 0 < value < math.inf):
         raise BadRequest(f"the field {TRAIN_SECONDS!r} of the request should be a number of seconds above 0")
@@ -309,19 +307,19 @@ def train_seconds(header: Header) -> float | None:
 
 
 def about_sites(sites: int, first: Any) -> dict[str, Any]:
-    """The shapes of what every request about a run has: the list of so many sites, and `first` (given by its
-    shapes, None: not there)."""
+    """The shapes common to all requests about a run: the list of sites, and `first` (its shapes; None: not
+    there)."""
     listed = {"address": np.empty((sites, 2), np.uint32), "version": np.empty(sites, np.int32)}
     return {"sites": listed, **({} if first is None else {"first": first})}
 
 
 def has_first(header: Header) -> bool:
-    """Whether the request says what a site keeps before its first report."""
+    """Whether the request contains the initial own state of a site."""
     return header.fields.get("first") is True
 
 
 def needed(header: Header, body: Mapping[str, Any], address: np.ndarray) -> tuple[set[int], int]:
-    """(the versions of what the site keeps that may be asked for again, how many others it keeps)."""
+    """(the versions of the site's own state that may be asked for again, how many others it keeps)."""
     if NEEDED not in header.fields:
         return set(), RECENT
     names, recent = [NEEDED], header.fields.get(RECENT_FIELD)
@@ -339,8 +337,8 @@ def needed(header: Header, body: Mapping[str, Any], address: np.ndarray) -> tupl
 
 
 def may_come_again(known: Mapping[str, T], request: Header) -> dict[str, T]:
-    """Of what is known by its place, "run/round/...", what may be asked again, by what a request says; of the
-    rest, the last 64."""
+    """The entries, by place "run/round/...", that the request says may be asked for again, and the last 64 of
+    the others."""
     oldest = request.fields.get(OLDEST)
 
     def again(where: str) -> bool:
@@ -354,18 +352,18 @@ def may_come_again(known: Mapping[str, T], request: Header) -> dict[str, T]:
 
 
 def version(body: Mapping[str, Any], address: np.ndarray) -> int:
-    """Which version of what it keeps the site is to begin from: that after its last report that counted."""
+    """The version of its own state that the site begins from: that after its last report that counted."""
     return int(body["sites"]["version"][position(body, address)])
 
 
 def position(body: Mapping[str, Any], address: np.ndarray) -> int:
-    """Where the site is among all of the run: its position as a client."""
+    """The position of the site among all of the run, as a client."""
     return _position(body["sites"]["address"].tobytes(), address.tobytes())
 
 
 @lru_cache(maxsize=4)
 def _position(addresses: bytes, own: bytes) -> int:
-    """Where the site is among these; a run has the same ones in every request."""
+    """The position of one address among all; cached, as a run has the same ones in every request."""
     # Each address, two words, is compared as one number.
     (matches,) = (np.frombuffer(addresses, np.uint64) == np.frombuffer(own, np.uint64)).nonzero()
     if len(matches) != 1:

@@ -1,8 +1,8 @@
-"""What the columns of a site are: their names, dtypes and shapes, and the names of their features, as sites
-say and compare it.
+"""The schema of a site's columns: names, dtypes, shapes and feature names, as messages carry and ends compare
+it.
 
-    a site     ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in lines of the description, and a digest of all of it
-    the others have the same list, or the first entry that differs is named with both sites
+    a site        ["x: float32[2]", "x: age", "x: weight", "y: int32[]"], in its description, with a digest
+    the others    have the same list; else the first entry that differs is named, with both sites
 
 >>> import numpy as np
 >>> columns(Clients.from_list([{"x": np.ones((2, 30), np.float32), "y": np.zeros(2, np.int32)}]))
@@ -30,15 +30,14 @@ _LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyo
 
 
 def columns(clients: Clients) -> dict[str, str]:
-    """Of each column, dtype and shape of one example."""
+    """{column: dtype and shape of one example}."""
     return {
         name: f"{dtype_of(x)}[{','.join(map(str, x.shape[1:]))}]" for name, x in clients.named_columns.items()
     }
 
 
 def items_of(columns: Mapping[str, str], features: Mapping[str, Sequence[str]]) -> list[str]:
-    """The schema as a list: each column, in the order of their names, and after it its features in their
-    own."""
+    """The schema as a list: the columns sorted by name, each followed by its features in their order."""
     return [
         f"{name}: {what}"
         for column in sorted(columns)
@@ -65,7 +64,8 @@ def as_fields(items: Sequence[str]) -> dict[str, Scalar]:
 def difference(
     one: str, fields: Mapping[str, Scalar], other: str, other_fields: Mapping[str, Scalar]
 ) -> str | None:
-    """The first difference between what two sites said, in words that name both; None where there is none."""
+    """The first difference between the schemas of two sites, in words that name both; None if they are
+    equal."""
     if fields.get("schema") == other_fields.get("schema"):
         return None
     here, there = _read(fields), _read(other_fields)
@@ -96,8 +96,8 @@ def difference(
 
 
 def features_of(fields: Mapping[str, Scalar]) -> dict[str, list[str]]:
-    """The names of features that a site said, {column: names}, as far as they went into its message: for
-    texts that people read."""
+    """{column: names of its features} in a site's message, as far as they fitted into it; for texts that
+    people read."""
     features: dict[str, list[str]] = {}
     column = ""
     for item in _read(fields) or []:
@@ -119,7 +119,7 @@ def _about(column: str, kind: str, features: Mapping[str, Sequence[str]]) -> lis
 
 
 def _read(fields: Mapping[str, Scalar]) -> list[str] | None:
-    """The list that a site said, as far as it went into its message; None where it is none."""
+    """The schema list in a site's message, as far as it fitted into it; None if it is damaged."""
     items: list[str] = []
     for i in range(_LINES):
         line = fields.get("columns" if i == 0 else f"columns.{i + 1}")

@@ -1,5 +1,5 @@
-"""What both ends say in secure aggregation: the messages of `fedjax_core.secure_aggregation` in envelopes,
-and a report as one vector.
+"""Secure aggregation on the wire: the messages of `fedjax_core.secure_aggregation` in envelopes, and a report
+as one vector.
 
     request    carries                                     the site's answer
     train      the model, as in any round                  the keys of this attempt, once it has trained; nothing of what it learned
@@ -8,8 +8,8 @@ and a report as one vector.
     confirm    who is in the sum                           its signature over that
     reveal     all signatures, and whose shares            those shares
 
-An attempt is called by the number of its request to train, and the others name it (`ATTEMPT`). A message is
-bytes of MessagePack, which are read into the one type that is expected there.
+An attempt is named by the number of its request to train, which the later requests carry (`ATTEMPT`). A
+message is MessagePack, read into the one type that is expected there.
 
 >>> import jax
 >>> from fedjax_core.secure_aggregation.ring import Weighted
@@ -32,20 +32,20 @@ from fedjax_core.sites.protocol.request import BadRequest
 from fedjax_core.sites.wire.envelope import Header
 
 ATTEMPT = "attempt"
-"""Of a request's fields: which attempt it is about, by the number of its request to train."""
+"""The field of a request that names its attempt, by the number of the request to train."""
 
 MESSAGE, IDENTITIES, VECTOR = "message", "identities", "vector"
-"""Of the tensors: a message; [n, 32] the identity keys of those in the roster, in its order; the masked
-report."""
+"""The names of the tensors: a message; [n, 32] the identity keys of the sites in the roster, in its order;
+the masked report."""
 
 CANNOT_SEE = "the coordinator reads the sum of the reports, and cannot see any one report or its weight"
-"""What both ends' logs say of a sum."""
+"""The sentence about a sum in the audit logs of both ends."""
 
 T = TypeVar("T")
 
 
 def terms_of(request: Header, length: int) -> Terms:
-    """The terms of the attempt that this request to train begins, for vectors of this length."""
+    """The terms of the attempt that a request to train begins, for vectors of this length."""
     return Terms(Round(request.run, request.round, request.exchange, request.sequence), length)
 
 
@@ -55,7 +55,7 @@ def written(message: msgspec.Struct) -> dict[str, np.ndarray]:
 
 
 def read(tensors: Mapping[str, np.ndarray], kind: type[T]) -> T:
-    """The message of this kind in the tensors; raises `BadRequest` where there is none."""
+    """The message of this kind in the tensors; raises `BadRequest` if there is none."""
     raw = tensors.get(f"['{MESSAGE}']")
     if raw is None or raw.dtype != np.uint8 or raw.ndim != 1:
         raise BadRequest(f"there is no message {kind.__name__} of secure aggregation")
@@ -66,7 +66,7 @@ def read(tensors: Mapping[str, np.ndarray], kind: type[T]) -> T:
 
 
 def length_of(ring: Any) -> int:
-    """How many whole numbers a report in the ring has, the weight among them; its leaves may be shapes."""
+    """The number of integers of a report in the ring, weight included; its leaves may be shapes."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(ring))
 
 
