@@ -1,14 +1,13 @@
-"""What a site keeps between rounds, on its own disk: one version for each exchange in which its report
-counted.
+"""A site's own client state, on its disk: one version for each exchange in which its report counted.
 
     folder/kept-000000000012        SHA-256 of its number and the rest, then safetensors: written beside its place and renamed into it
 
-A request names the version to begin from, and says by that which reports counted: one that came late left a
-version that is never named again. A round that is done again, as the reply was lost or the coordinator fell
-back to a checkpoint, begins where it began. So the request also names the versions that may be asked for
-again: those of the run's checkpoints, however rare they are, and that with which the round began. All others
-go: a site keeps a few versions, and not one of each round. Where nobody says what may be asked again (rounds
-without `fc.fit`), the last `RECENT` stay as well.
+A request names the version to begin from, and so which reports counted: a late report left a version that is
+never named again. A repeated round, after a lost reply or a return to a checkpoint, begins where it began
+before. So the request also names the versions that may be asked for again: those of the run's checkpoints,
+however rare, and the one with which the round began. All others are removed: a site keeps a few versions, not
+one of each round. If nobody says what may be asked again (rounds without `fc.fit`), the last `RECENT` stay as
+well.
 
 >>> import numpy as np
 >>> keep = ClientStateStore(None)
@@ -37,19 +36,19 @@ _DIGEST = 32
 
 
 class LostState(Refused):
-    """The version that is asked for is not there, or not as it was written."""
+    """The requested version is missing or damaged."""
 
     code = "lost-state"
 
 
 class NoRoom(Refused):
-    """What the run needs is more than the site gives."""
+    """The run needs more disk than the site gives."""
 
     code = "over-cap"
 
 
 class ClientStateStore:
-    """Versions of what one site keeps in one run; in memory without a folder."""
+    """The versions of one site's own state in one run; in memory without a folder."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -61,16 +60,16 @@ class ClientStateStore:
 
     @property
     def nbytes(self) -> int:
-        """Of all versions."""
+        """The bytes of all versions."""
         return sum(self._sizes.values())
 
     @property
     def versions(self) -> list[int]:
-        """Those that are there, those written longest ago first."""
+        """The stored versions, oldest writes first."""
         return list(self._sizes)
 
     def read(self, version: int, like: Any) -> Any:
-        """The version in the structure of `like`; raises `LostState` where it is not there."""
+        """Reads a version in the structure of `like`; raises `LostState` if it is missing."""
         if not jax.tree.leaves(like):
             return like
         raw = self._memory.get(version, b"") if self.folder is None else self._read(version)
@@ -83,7 +82,7 @@ class ClientStateStore:
         return from_tensors(unpack(body), like)
 
     def write(self, version: int, kept: Any) -> None:
-        """Stores the version whole, or not at all, over one of that number."""
+        """Writes a version, whole or not at all, over one of the same number."""
         if not jax.tree.leaves(kept):
             return
         body = pack(to_tensors(jax.device_get(kept)))
@@ -98,11 +97,11 @@ class ClientStateStore:
     def make_room(
         self, like: Any, version: int, needed: Collection[int], recent: int, most_gb: float | None = None
     ) -> None:
-        """Removes what nobody asks for again, before this version of such a structure is written.
+        """Removes versions that nobody asks for again, before this version, of the structure `like`, is
+        written.
 
-        The `needed` versions stay, and of the others those written last, so many. Nothing that is needed is
-        ever removed: raises `NoRoom` where that alone, with the versions of other runs, is more than
-        `most_gb`.
+        The `needed` versions stay, and the `recent` last-written others. A needed version is never removed:
+        raises `NoRoom` if these alone, with the versions of other runs, exceed `most_gb`.
         """
         if not jax.tree.leaves(like):
             return
@@ -139,17 +138,17 @@ class ClientStateStore:
 
 
 def _digest(version: int, body: bytes) -> bytes:
-    """By which a version is known to be whole, and to be that one and not another under its name."""
+    """The digest of a version and its number, by which a damaged or misnamed file is noticed."""
     return hashlib.sha256(f"{version}:".encode() + body).digest()
 
 
 def _elsewhere(folder: Path) -> int:
-    """Bytes that are kept of other runs."""
+    """The bytes that are kept for other runs."""
     return sum(sum(_listed(run).values()) for run in folder.parent.iterdir() if run != folder)
 
 
 def _listed(folder: Path) -> dict[int, int]:
-    """{version: bytes} in a run's folder, those written longest ago first: a run that goes back writes lower
-    numbers again."""
+    """{version: bytes} in a run's folder, oldest writes first, as a run that goes back writes lower numbers
+    again."""
     versions = [(path.stat(), int(path.name[5:])) for path in folder.glob("kept-" + "[0-9]" * 12)]
     return {version: info.st_size for info, version in sorted(versions, key=lambda one: one[0].st_mtime_ns)}

@@ -1,13 +1,14 @@
-"""One client's work in one exchange, alone: begin, as many steps as there are batches, finish and encode.
+"""ClientUpdate (McMahan et al.): one client's work in one exchange, from begin over its steps to finish and
+encode.
 
-The same keys and the same batches as on the simulator's lanes, so the same numbers. Batches are gathered on
-the host some at a time: memory does not grow with the data, and the compiled loop knows their number only as
-data. In it the step has the usual one of the forms that lanes choose from (`fedjax_core.xla.rewrite`), and
-nothing is measured: a site that starts again must do the same to the last bit. Where there are few batches,
-all of it is one program: a call of a compiled one takes 20 to 80 us in a process that has just woken up, with
-keys among what it is given or gives the most of it, and each array that comes of it 10 to 30 us until it is
-read. So what is told of the work comes as one array, and what is the same in every round is given to the
-device once. Where the time is limited it goes on step by step, so as to be able to stop.
+It uses the same keys and batches as the simulator's lanes, so it gives the same numbers. Batches are gathered
+on the host a chunk at a time: memory does not grow with the data, and the compiled loop takes their number as
+data. In the loop the step has the default one of the forms that lanes choose from
+(`fedjax_core.xla.rewrite`), and nothing is measured: a restarted site must do the same to the last bit. With
+few batches, all of it is one program: a call of a compiled program takes 20 to 80 us in a process that has
+just woken up, most of all with keys among its arguments or results, and each result array takes 10 to 30 us
+until it is read. So the scalars come as one array, and what is the same in every round is put on the device
+once. With a time limit it goes on step by step, so that it can stop.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,21 +45,20 @@ from fedjax_core.xla.rewrite import rewrite
 _BYTES = 16 << 20  # of examples that go to the device at a time
 _ROWS = 4096  # examples evaluated at a time
 EVALUATED = 512
-"""Examples in a batch of evaluation, where they may meet in a loss: as in the largest batches of the
-simulator's evaluation."""
+"""The batch size of evaluation, as in the largest batches of the simulator's, for losses in which examples
+meet."""
 _STEPS = 64  # so many steps go before a first look at the clock
 
 
 class ClientUpdate(NamedTuple):
-    """What a client brings back from one exchange; its scalars may be NumPy's."""
+    """The result of a client's exchange; its scalars may be NumPy's."""
 
     sent: Any  # `Encoded.wire`
     weight: Array
     kept: Kept
     fine: Array  # whether what it keeps is finite
     left: dict[str, Mean]
-    """What the uplink's stages leave of the update; empty where there are none, or where they hide its
-    size."""
+    """What the uplink's stages keep of the update; empty without stages, or if they hide its size."""
     metrics: dict[str, Any]
 
 
@@ -76,13 +76,13 @@ def client_update(
     limit: Callable[[int], int] | None = None,
     protecting: bool = False,
 ) -> ClientUpdate:
-    """Exchange `e` of a round at the only client of `clients`, which is `told` so; `draws` say what its key
-    in this round is made of.
+    """Runs exchange `e` of a round at the only client of `clients`, from the message `broadcast`; `draws`:
+    the client's keys.
 
-    `watch` is told each half a second or so, and at the end, how many steps are done, and may raise to stop.
-    `limit` is asked the same, and says how many more may follow before it is asked again; 0 ends the work
-    there, and what is done so far is reported, with `PARTIAL` among the metrics. Raises `NoStepDone` where
-    that is nothing. `protecting`: the steps' draws come of the client's secret."""
+    `watch` gets the number of steps done about every half second, and at the end, and may raise to stop.
+    `limit` gets the same, and returns how many more may follow before it is called again; at 0 the work ends
+    there, and what is done is reported, with `PARTIAL` among the metrics. Raises `NoStepDone` if that is
+    nothing. `protecting`: the steps draw from the client's secret."""
     client = _client(composed, e, protecting)
     work = composed.algorithm.exchanges[e].work
     batches = _all_once(clients, plan.batch_size) if work == ONCE else _batches(clients, plan.of(work), round)
@@ -125,7 +125,7 @@ def client_update(
 
 
 def totals(task: Task, params: Params, clients: Clients, batch_size: int) -> dict[str, float]:
-    """The sum of each metric over all the examples, which meet in batches of this size."""
+    """The sum of each metric over all examples, in batches of this size."""
     result: dict[str, float] = {}
     rows = _once(*clients.offsets[[0, -1]].tolist(), batch_size)
     group = max(1, min(_ROWS // batch_size, 1 << max(4, (len(rows) - 1).bit_length())))
@@ -152,7 +152,7 @@ def _others_than_zero(value: Any) -> Array:
 
 @remembered(maxsize=64)
 def _client(composed: Round, e: int, protecting: bool) -> _Client:
-    """The compiled parts of exchange `e`; `protecting`: its steps draw by the client's secret."""
+    """The compiled parts of exchange `e`; `protecting`: the steps draw from the client's secret."""
     client = composed.algorithm.exchanges[e].client
     client_step = rewrite(client.step, lanes=1, measure=False)
     program = partial(compiled, constants=composed.algorithm.task.constants)
@@ -258,7 +258,7 @@ class _Together:
 
 
 def _together(scalars: Any) -> Any:
-    """The scalars as one array, where a float32 can hold each."""
+    """Packs the scalars into one array, if a float32 can hold each."""
     leaves, structure = jax.tree.flatten(scalars)
     if not all(x.shape == () and x.dtype in (jnp.float32, jnp.bool_) for x in leaves):
         return scalars
@@ -266,7 +266,7 @@ def _together(scalars: Any) -> Any:
 
 
 def _apart(together: Any) -> Any:
-    """The scalars that were put together, as NumPy's float32."""
+    """Unpacks the scalars, as NumPy's float32."""
     if not isinstance(together, _Together):
         return jax.device_get(together)
     return jax.tree.unflatten(together.structure, np.asarray(together.values))
@@ -289,8 +289,8 @@ def _batches(clients: Clients, plan: Plan, round: int) -> _Batches:
 
 
 def _all_once(clients: Clients, batch_size: int) -> _Batches:
-    """All examples of the clients in their order, the same in every round: few are on the device, and kept
-    there as long as the clients."""
+    """All examples of the clients in their order, the same in every round; a few are kept on the device as
+    long as the clients."""
     given = _given.get(clients)
     if given is None or given.rows.shape[1] != batch_size:
         rows = _once(*clients.offsets.tolist(), batch_size)
@@ -306,14 +306,14 @@ def _all_once(clients: Clients, batch_size: int) -> _Batches:
 
 @lru_cache(maxsize=4)
 def _once(begin: int, end: int, batch_size: int) -> np.ndarray:
-    """[T, B] int32: these examples in their order, the same in every round, and kept: 4 bytes an example."""
+    """[T, B] int32: these examples in their order, cached: 4 bytes an example."""
     rows, _ = in_order(np.zeros(1, np.int64), np.array([begin, end]), batch_size)
     rows.flags.writeable = False
     return rows
 
 
 def _chunk(columns: Columns, rows: np.ndarray, size: int) -> tuple[Columns, np.ndarray]:
-    """(columns [C, B, ...], mask [C, B]) of these rows of batches, filled up to so many."""
+    """(columns [C, B, ...], mask [C, B]) of these batches, padded to `size` batches."""
     part = _padded(rows, size)
     return _gather(columns, part), (part >= 0).astype(np.float32)
 
@@ -321,8 +321,8 @@ def _chunk(columns: Columns, rows: np.ndarray, size: int) -> tuple[Columns, np.n
 def _spans(
     columns: Columns, rows: np.ndarray, size: int, more: Callable[[int], int]
 ) -> Iterator[tuple[int, int, int, Columns, np.ndarray]]:
-    """(first step of a chunk, from which to which of its steps, its columns and mask), as many steps as there
-    may be `more`."""
+    """(first step of a chunk, begin and end within it, its columns and mask), for as many steps as `more`
+    allows."""
     for first in range(0, len(rows), size):
         begin, count = 0, min(size, len(rows) - first)
         chunk = _chunk(columns, rows[first : first + size], size)
@@ -335,7 +335,7 @@ def _spans(
 
 
 def _at_once(columns: Columns, rows: np.ndarray) -> int:
-    """C, how many batches go to the device at a time: a power of two, so that few programs serve clients of
+    """C, the number of batches on the device at a time: a power of two, so that few programs serve clients of
     all sizes."""
     row = sum(x.nbytes // max(1, len(x)) for x in jax.tree.leaves(columns)) * rows.shape[1]
     return 1 << max(0, min(max(4, (len(rows) - 1).bit_length()), (_BYTES // max(1, row)).bit_length() - 1))

@@ -1,11 +1,9 @@
-"""What the handlers of a site's requests may touch: its data, policy, ledger, budget and what it keeps
-between rounds.
+"""`SiteContext`: the data, policy, audit log, budget and client state that a site's request handlers work on.
 
     handler(context, request) -> context.reply(...)        computed here, let out by the policy, recorded, signed
 
-A site computes from what is in its folder and in the request, and from nothing else: so the same request,
-asked anew, gets the same numbers. What a handler does for each kind of request is in `handlers.py`, and what
-stands in front of the handlers in `endpoint.py`."""
+A site computes only from its folder and the request, so a repeated request gets the same numbers.
+`handlers.py` handles each kind of request; `endpoint.py` checks requests before that."""
 
 import time
 import traceback
@@ -47,7 +45,7 @@ from fedjax_core.sites.wire.trees import TreeSpec
 
 
 class SiteContext:
-    """One institution's data, key, policy, ledger and client state, for one study."""
+    """One institution's data, key, policy, audit log and client state, for one study."""
 
     def __init__(self, site_file: SiteFile, study: Study) -> None:
         self.name, self.site_file, self.study, self.folder = (
@@ -58,7 +56,7 @@ class SiteContext:
         )
         self.key = load_key(site_file)
         self.secret = self.key.secret("noise")
-        """By which noise is drawn that nobody else can tell."""
+        """The seed of noise that nobody else can predict."""
         # A trial run: the coordinator's own process handed the data over.
         handed = (
             site_file.key is None and site_file.folder is None and not isinstance(site_file.data, (str, Path))
@@ -67,9 +65,9 @@ class SiteContext:
         if (bad := self.data.bad) is not None and len(bad):
             self.note(ValueError(f"{len(bad)} bad records were left out, of the rows {listed(bad.tolist())}"))
         self.metrics = metrics_of(study, self.data.raw)
-        """The names of what is measured in training and in evaluation."""
+        """The names of the metrics of training and evaluation."""
         self.protecting = protecting(study, self.data.raw)
-        """Of each exchange, whether its steps draw noise that protects the site's examples: by the site's own
+        """For each exchange, whether its steps draw noise that protects examples, from the site's own
         secret."""
         usual = usual_policy(site_file, study, self.data.raw)
         self.enforcement = Enforcement(
@@ -81,13 +79,13 @@ class SiteContext:
             account=site_file.account,
             secret=self.secret,
         )
-        """What its policy says of requests, and of what would leave."""
+        """The site's policy on requests and on everything that would leave."""
         self.log = Log(self.folder / "audit", self.key) if self.folder is not None else None
         self.left = Left(self.folder, int(site_file.left_gb * 1e9))
         self.budget, self.done = Budget(self.folder), StepLog(self.folder)
         ring = study.round.uplink.ring
         self.secure = None if ring is None else Secure(site_file, self.key, ring)
-        """Its end of secure aggregation, where reports of the study travel under masks."""
+        """The site's end of secure aggregation, if reports of the study travel under masks."""
         self.address: np.ndarray = addresses([self.name])[0]
         self.question: Question | None = None
         """The question that is being answered."""
@@ -100,32 +98,32 @@ class SiteContext:
             lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes.clients
         )
         self.of_reports = [frozenset(report.metrics) for report in reports_of(composed)]
-        """The metrics of each exchange that a client makes once, in its report."""
+        """For each exchange, the metrics that are made once, in the report, and not in each step."""
         self.form = lru_cache(maxsize=8)(partial(_form, composed, self.kept_shapes))
-        """(exchange, how many sites, whether what a site keeps before its first report is there) -> the form
-        of a request to train."""
+        """(exchange, number of sites, whether the initial own state is included) -> the `TreeSpec` of a
+        request to train."""
 
     @cached_property
     def places(self) -> Places:
-        """Where the model is in requests."""
+        """The place of the model in requests."""
         return Places.of(self.study.round, prepares=bool(self.study.prepare))
 
     @cached_property
     def desk(self) -> Desk:
-        """Where what statistics told is remembered, under a secret of the site's key."""
+        """The desk that remembers what statistics released, under a secret from the site's key."""
         folder = None if self.folder is None else self.folder / "released"
         return Desk(
             self.enforcement.policy.outputs or OutputPolicy(), folder=folder, key=self.key.secret("people")
         )
 
     def keep(self, run: str) -> ClientStateStore:
-        """Where the site keeps what it has between the rounds of a run."""
+        """The store of the site's own state in a run."""
         if run not in self._keeps:
             self._keeps[run] = ClientStateStore(None if self.folder is None else self.folder / "kept" / run)
         return self._keeps[run]
 
     def kept(self, run: str, version: int) -> Kept:
-        """What the site keeps, at a version; for the site's own staff."""
+        """A version of the site's own state, for its staff."""
         return self.keep(run).read(version, self.kept_shapes)
 
     def header(self, kind: str, request: Header, fields: Mapping[str, Scalar]) -> Header:
@@ -147,12 +145,11 @@ class SiteContext:
         beside: Collection[str] = (),
         judged: Mapping[str, np.ndarray] | None = None,
     ) -> Bytes:
-        """The signed reply, once the policy lets it out and the ledger has it, with what is `more` to say
-        there.
+        """Releases a reply: applies the policy, records it in the audit log (with `more`), and returns it
+        signed.
 
-        `steps`: of how many the work was, where its time was limited; `beside`: the tensors that are no part
-        of an update. `judged`: the update that the policy judges and counts, where it is another one's turn
-        to leave (under masks)."""
+        `steps`: the number of steps, if the time was limited; `beside`: the tensors that are not part of an
+        update. `judged`: the update that the policy checks and counts, if it leaves later, under masks."""
         tensors = self.enforcement.protect(request, tensors or {}, beside)
         header = self.header(KINDS[request.kind].reply, request, fields)
         norm = self.enforcement.release(request, tensors if judged is None else judged, beside)
@@ -176,14 +173,14 @@ class SiteContext:
         return draft.signed(str(self.log.durable))
 
     def note(self, error: Exception) -> None:
-        """What went wrong, in full, where only the site's staff reads it."""
+        """Writes an error in full to `errors.log`, which only the site's staff reads."""
         if self.folder is not None:
             with open(make_folder(self.folder) / "errors.log", "a", opener=opener) as file:
                 file.write(f"{datetime.now(UTC).isoformat()}\n{''.join(traceback.format_exception(error))}\n")
 
 
 def _form(composed: Round, kept: Any, e: int, sites: int, first: bool) -> TreeSpec:
-    """Of a request to train in exchange `e`."""
+    """The `TreeSpec` of a request to train in exchange `e`."""
     state = state_shapes(composed)
     message = jax.eval_shape(partial(composed.broadcast, e), state, jax.ShapeDtypeStruct((sites,), np.int32))[
         0

@@ -1,5 +1,4 @@
-"""The examples of a site: opened, without bad records where its policy has them skipped, checked, and as the
-study prepares them.
+"""`SiteData`: the examples of a site, opened and checked for a study, and as the study prepares them.
 
     raw      as they lie there, but for those held out           what sums for preprocessing are of
     clients  by the numbers that the last request brought        what is trained and counted on; `raw` where the study prepares nothing
@@ -41,28 +40,27 @@ from fedjax_core.work import Work
 
 
 class SiteData:
-    """What a site has, for one study."""
+    """The examples of one site, for one study."""
 
     def __init__(self, site_file: SiteFile, study: Study, key: SiteKey | None = None) -> None:
-        """Raises ValueError where the study cannot use it. `key`: the site's own, by which the fingerprint is
-        made."""
+        """Raises ValueError if the study cannot use the data. `key`: the site's own, for the fingerprint."""
         self._study, self._labels = study, site_file.labels
         clients, self.bad = opened(site_file, study)
-        """Positions of the bad records, which are left out; None where the policy does not ask for it."""
+        """The positions of the bad records, which are left out; None if the policy does not have them
+        skipped."""
         self._persons = persons_of(clients)
         clients = clients.without(*({PERSON} & set(clients.named_columns)))
         self.fingerprint = fingerprint(clients, site_file.order, key)
         self.raw, self._held = parted(clients, site_file.folder)
-        """The examples to train on, as they lie there."""
+        """The raw examples to train on."""
         self.clients = self.raw
-        """The same as the study prepares them, once it is known how."""
+        """The examples to train on, as the study prepares them once its parameters are known."""
         self.judged = self.raw if self._held is None else self._held
-        """The examples by which models are judged, as the study prepares them: those held out, or those
-        trained on."""
+        """The examples for evaluation, as the study prepares them: those held out, or those trained on."""
         self.schema = schema.as_fields(schema.items_of(schema.columns(self.raw), self.raw.features))
-        """Fields that say what columns there are."""
+        """The fields of a message that describe the columns."""
         self.plan = study.plan(site_file.order)
-        """Of which batches are made; where clients differ in it, that of this one once it is `placed`."""
+        """The plan of batches; if clients differ in it, this client's once it is `placed`."""
         self._of_all = self.plan
         skipped, every, least = (
             self.skipped or 0,
@@ -74,7 +72,7 @@ class SiteData:
             noise=study.noise, whole=study.whole, bad=skipped / (every + skipped), department=least if study.departments else None,
             secure=study.round.uplink.hides,
         )  # fmt: skip
-        """By which the site's policy is asked, whatever the request."""
+        """What the site's policy is asked in every request."""
         self._preparation = (
             preprocessing.Preparation(study.prepare, self.raw, self._check, site_file.folder)
             if study.prepare
@@ -86,39 +84,41 @@ class SiteData:
 
     @cached_property
     def persons(self) -> np.ndarray:
-        """[examples of `raw`] whose each is, as codes: by the site's column of persons, or by the values of
-        the row."""
+        """[examples of `raw`] the person of each, as codes: from the site's column of persons, or from the
+        row's values."""
         return persons_by_values(self.raw) if self._persons is None else self._persons
 
     @property
     def skipped(self) -> int | None:
-        """How many bad records were left out; None where the policy does not ask for it."""
+        """The number of bad records left out; None if the policy does not have them skipped."""
         return None if self.bad is None else len(self.bad)
 
     @property
     def counted(self) -> dict[str, Scalar]:
-        """How many clients the site is in a study of departments: those with examples; nothing in others."""
+        """The field with the number of clients, those with examples, in a study of departments; empty in
+        others."""
         return {"clients": int(np.count_nonzero(self.raw.sizes))} if self._study.departments else {}
 
     @property
     def held_out(self) -> dict[str, Scalar]:
-        """How many examples are held out, in a study that does so."""
+        """The field with the number of held-out examples, in a study that holds some out; empty in others."""
         return {} if self._held is None else {"held_out": self._held.examples}
 
     @property
     def departments(self) -> Departments:
-        """The site's departments, with their examples as the study prepares them now."""
+        """The site's departments, with their prepared examples."""
         if self._departments is None or self._departments.clients is not self.clients:
             self._departments = Departments(self._study.round, self.clients, self.plan)
         return self._departments
 
     @property
     def numbers(self) -> str | None:
-        """The digest of those by which `clients` are prepared."""
+        """The digest of the parameters by which `clients` are prepared; None without preprocessing."""
         return None if self._preparation is None else self._preparation.digest
 
     def prepared(self, envelope: Envelope) -> Envelope:
-        """The request without the numbers of preprocessing, by which `clients` then are."""
+        """Applies the preprocessing parameters in a request to the examples, and returns the request without
+        them."""
         if self._preparation is not None:
             before, envelope = self.numbers, self._preparation.take(envelope)
             self.clients = self._preparation.clients
@@ -129,13 +129,12 @@ class SiteData:
         return envelope
 
     def placed(self, position: int) -> None:
-        """Takes the site's position among all, by which the study's plan may say how much each does."""
+        """Sets the site's position among all, on which the study's plan may depend."""
         if self._of_all.changes:
             self.plan = self._of_all.of_client(position)
 
     def used(self, round: int, work: Work, steps: int | None) -> tuple[int, Mapping[str, int] | None]:
-        """(how many examples, of each class how many) so many steps of an exchange are computed of; None: all
-        steps."""
+        """(number of examples, number of each class) behind so many steps of an exchange; None: all steps."""
         plan = self.plan.of(work)
         if steps is None and plan.epochs is not None and plan.order is None:
             return self.raw.examples, self.base_request.per_class
@@ -143,10 +142,10 @@ class SiteData:
         return len(rows), self._classes(self.raw, rows)
 
     def stop(self, round: int, work: Work, done: int, least: int) -> int:
-        """After which step, these or a later one, training may stop: between two such are so many examples at
-        least, and so are after it.
+        """The step, `done` or a later one, after which training may stop: at least `least` examples lie
+        between two such steps, and after one.
 
-        Where fewer were trained on by then, it may at once: nothing is told of them.
+        If fewer examples were used by then, it may stop at once: nothing is reported of them.
         """
         rows = self._batches(round, work)
         begun, seen = False, set[int]()
@@ -161,27 +160,26 @@ class SiteData:
         return len(rows) if begun else done
 
     def visits(self, round: int, work: Work) -> int:
-        """How often an example is looked at in an exchange, at most: by so much a sum over the steps may
-        count it."""
+        """The most passes over an example in an exchange, which bounds how often a sum over steps counts
+        it."""
         plan = self.plan.of(work)
         epochs = plan.epochs if plan.order is None else None
         return epochs if isinstance(epochs, int) else int(np.bincount(self._rows(round, work)).max(initial=1))
 
     def _rows(self, round: int, work: Work, steps: int | None = None) -> np.ndarray:
-        """The examples of so many steps of an exchange, None: of all; an example stands there as often as it
-        is used."""
+        """The examples used in so many steps of an exchange (None: all), each as often as it is used."""
         rows = self._batches(round, work)[:steps].ravel()
         return rows[rows >= 0]
 
     def _batches(self, round: int, work: Work) -> np.ndarray:
-        """[T, B]: the batches of an exchange of the round, as `Plan` has them."""
+        """[T, B] the batches of an exchange, as in `Plan`."""
         return self.plan.of(work).batches(
             np.arange(len(self.raw)), self.raw.offsets, self.raw.addresses, round
         )[0]
 
     @property
     def judged_of(self) -> tuple[int, Mapping[str, int] | None]:
-        """(how many examples, of each class how many) a model is judged by."""
+        """(number of examples, number of each class) in evaluation."""
         return (
             (self.raw.examples, self.base_request.per_class)
             if self._held is None
@@ -189,8 +187,7 @@ class SiteData:
         )
 
     def _classes(self, clients: Clients, rows: slice | np.ndarray = slice(None)) -> dict[str, int] | None:
-        """How many of these examples each class has, a class that none of the site's examples has among them;
-        None without labels."""
+        """{class: number of these examples}, with a class that the site lacks; None without labels."""
         if self._labels is None:
             return None
         labels = clients.columns[self._labels]
@@ -204,17 +201,16 @@ class SiteData:
         return by_class | absent(len(names), self._study.round.algorithm.task)
 
     def _check(self, clients: Clients) -> None:
-        """Raises where the task cannot use these examples, once they are prepared, or a model's 32 bits do
-        not hold them."""
+        """Raises if the task cannot use these prepared examples, or a model's 32 bits cannot hold them."""
         clients.check_numbers()
         check_data(self._study.round.algorithm.task, clients, self._study.batch_size)
 
 
 def check_study(study: Study, clients: Clients) -> None:
-    """Raises where the study's task cannot be trained on these examples, as a simulation of them would.
+    """Raises, as a simulation would, if the study's task cannot be trained on these examples.
 
-    Where the study prepares its columns, shapes are looked at, and the values that no other site has a say
-    in, such as labels: the rest when all sites' numbers are there.
+    If the study prepares its columns, only shapes are checked, and values that do not depend on other sites,
+    such as labels; the rest follows when all sites' parameters are there.
     """
     task = study.round.algorithm.task
     if study.prepare:
@@ -227,12 +223,11 @@ def check_study(study: Study, clients: Clients) -> None:
 
 
 def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> str:
-    """A short name for the site's data, and for the order of its batches where that is given: the same as
-    long as these and the key are.
+    """A short fingerprint of the site's data, of a given order of batches, and of the key.
 
-    It leaves the site, so it is made with a secret that the site's `key` gives (HMAC-SHA256). Without one,
-    whoever knows all records but one would find that one by trying. None is for data that the coordinator's
-    own process handed over."""
+    It leaves the site, so it is an HMAC-SHA256 under a secret from the site's `key`. Without a secret,
+    somebody who knows all records but one could find that one by trying. None: for data that the
+    coordinator's own process handed over."""
     content = clients.fingerprint().encode()
     if not (order is None or callable(order)):
         content += f"{order.shape}".encode() + np.ascontiguousarray(order, "<i8").tobytes()
@@ -242,6 +237,5 @@ def fingerprint(clients: Clients, order: Order | None, key: SiteKey | None) -> s
 
 
 def absent(classes: int, task: Task) -> dict[str, int]:
-    """Of a site that has examples of so many classes: a class without any, where the task has more; of one
-    class alone, there are two."""
+    """A class without examples, if the task has more classes than the site; a task has at least two."""
     return {"none of them": 0} if classes < max(2, task.classes or 0) else {}

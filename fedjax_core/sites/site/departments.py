@@ -1,21 +1,18 @@
-"""A site whose departments are clients of the round: each trains by itself in lanes, and one mean of all
-their reports leaves the site.
+"""`Departments`: trains each department of a site as a client, and forms the one mean that leaves.
 
-    rows ─load.divided─► charite/icu, charite/ward ─lanes: begin, step, finish, encode, expand─► mean, its weight, how many ─► coordinator
+    rows ─load.divided─► charite/icu, charite/ward ─lanes: begin, step, ..., expand─► mean, weight, count
 
 The stages of the uplink act on each department's report, as on any client's: each is clipped by itself. So
-what leaves is expanded already, and the coordinator runs `merged` of the round, whose uplink only has its
-`finish` left. The result is that of a simulator in which every department of every site is a client, named as
-here: a department's draws come of its name, "site/department".
+the mean that leaves is expanded already, and the coordinator runs `merged` of the round, whose uplink only
+has its `finish` left. The result equals that of a simulator in which every department of every site is a
+client, named as here: a department's draws derive from its name, "site/department".
 
-Under secure aggregation what is added up are their reports in whole numbers, so that the sum that the
-coordinator reads is to the last bit that of all departments of all sites; the site puts one mask on its own
-part of it.
+Under secure aggregation the reports are added as integers, so the sum that the coordinator reads is, to the
+last bit, that of all departments of all sites; the site masks its own part once.
 
-All departments count, or nothing leaves: a model that only few of them can be trained from would single those
-out. Which train side by side goes by their sizes and the model's alone, and nothing is measured, as a site
-that starts again must do the same to the last bit.
-
+All departments count, or nothing leaves: a model that can be trained at only a few of them would single those
+out. Which departments train side by side depends only on their sizes and the model's, and nothing is
+measured, as a restarted site must do the same to the last bit.
 """
 
 from collections.abc import Callable
@@ -40,7 +37,7 @@ _OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, w
 
 
 class Departments:
-    """Trains every one of `clients`, and gathers what they report."""
+    """Trains every one of `clients`, and aggregates their reports."""
 
     def __init__(self, composed: Round, clients: Clients, plan: Plan) -> None:
         self.clients = clients
@@ -57,11 +54,11 @@ class Departments:
     def visit(
         self, message: Message, draws: Draws, watch: Callable[[int], None] | None = None
     ) -> ClientUpdate:
-        """The mean of the reports to this message, its weight, and sums of metrics; `draws` are of any client
-        in this round.
+        """The departments' mean report, its weight, and sums of metrics; `draws`: of any client in this
+        round.
 
-        `watch` is told after each group of departments how many steps are done, and may raise to stop. What
-        comes is `fine` where every department's report could be used.
+        `watch` gets the number of steps done after each group of departments, and may raise to stop. The
+        result is `fine` if every department's report is usable.
         """
         state = begin(self._gathers, draws.run_key(), int(draws.round), message)
         so_far, metrics, done = None, dict[str, Any](), 0
@@ -84,12 +81,12 @@ class Departments:
         return ClientUpdate(mean.value, mean.weight, Kept((), ()), fine, {}, reported)
 
     def __len__(self) -> int:
-        """How many have examples."""
+        """The number of departments with examples."""
         return sum(map(len, self._groups))
 
 
 def _usual(gathers: Round, lanes: int) -> Round:
-    """The round with its step in the form that is usual in so many lanes."""
+    """The round with its step in the default form for so many lanes."""
     (exchange,) = gathers.algorithm.exchanges
     client = exchange.client._replace(step=rewrite(exchange.client.step, lanes, measure=False))
     return gathers._replace(

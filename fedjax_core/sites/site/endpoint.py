@@ -1,20 +1,21 @@
-"""A site: one institution's end of a federation, and the only code that touches its data, key, policy, ledger
-and client state.
+"""`Site`: one institution's end of a federation, which answers requests.
 
-    handle(request) -> reply        bytes in, bytes out, whatever comes in; the transport is somebody else's
+It is the only code that touches the institution's data, key, policy, audit log and client state.
 
-    decode ─► heard before? ─► clock ─► policy ─► parts: put together ─► handler ─► reply, in parts where it is large
-       └──────────── refused: a code and a reason, recorded ────────────────┘
+    handle(request) -> reply        bytes in, bytes out, whatever they are; a transport carries them
 
-What a request may ask for is in `handlers.py`, and what it is answered from in `context.py`. The policy is
-asked before any work and before anything leaves (`enforcement.py`), also where a reply is ready. What leaves
-is recorded in the site's ledger first. Requests may come twice: the same bytes get the same bytes back, and
-the same request anew gets the same numbers, as all that a site computes from is in its folder and in the
-request. Replies are remembered by the process only, so that a site that died at work can be asked again.
+    decode ─► replay? ─► clock ─► policy ─► parts: assembled ─► handler ─► reply, in parts if it is large
+       └──────────── refused: a code and a reason, recorded ───────┘
 
-A refusal carries a code and names of settings. Where its reason may have to do with the site's data, it says
-`declined` and nothing else: which of several things went wrong would be an answer about them. The reason is
-in the site's ledger, and in full in its `errors.log`."""
+`handlers.py` answers each kind of request, from the data in `context.py`. The policy is asked before any work
+and before anything leaves (`enforcement.py`), even if a reply is ready. What leaves is recorded in the site's
+audit log first. Requests may come twice: the same bytes get the same bytes back, and the same request in a
+new message gets the same numbers, as a site computes only from its folder and the request. Only the process
+remembers replies, so a site that died at work can be asked again.
+
+A refusal has a code and names of settings. If its reason may depend on the site's data, it only says
+`declined`: which of several things went wrong would disclose something about the data. The reason is in the
+site's audit log, and in full in its `errors.log`."""
 
 import logging
 import time
@@ -61,12 +62,12 @@ _OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
 
 
 class Site:
-    """The site of a `SiteFile`. Use it in a `with`: it holds its ledger open."""
+    """The site of a `SiteFile`. Use it in a `with`: it holds its audit log open."""
 
     def __init__(
         self, site_file: SiteFile, study: Study | None = None, coordinator: PublicKey | None = None
     ) -> None:
-        """`study` and `coordinator` are for where the file names none."""
+        """`study` and `coordinator`: used if the file names none."""
         if site_file.study is not None:
             study = build(site_file.study, site_file.arguments)
             if site_file.folder is not None:
@@ -83,12 +84,12 @@ class Site:
             )
         self.name = site_file.name
         self.context = SiteContext(site_file, study)
-        """What its handlers answer from."""
+        """The data and accounts that the handlers work on."""
         self.inbox, self.outbox = Inbox(), Outbox()
-        """The last request, and the last reply, that was too large to travel at once."""
+        """The last request, and the last reply, that were too large to travel at once."""
         self.failed: Exception | None = None
-        """What the code of the study, or this package, raised over the last request: for whoever has the site
-        in their own process."""
+        """The exception of the study's code, or this package, in the last request; for sites in the user's
+        own process."""
         self._roster = Roster({COORDINATOR: coordinator})
         self._guards: dict[str, ReplayGuard] = {}
         self._at_work = False  # whether what comes now may depend on the data
@@ -120,7 +121,7 @@ class Site:
         self.context.enforcement.answered.close()
 
     def handle(self, request: Bytes) -> Bytes:
-        """The reply to a request, whatever it is; raises nothing over it."""
+        """The reply to a request, whatever it contains; raises nothing."""
         header = None
         self._at_work, self.context.question, self.failed = False, None, None
         try:
@@ -162,8 +163,8 @@ class Site:
         return decode(request, self._roster, recipient=SITES)
 
     def _admit(self, envelope: Envelope) -> Envelope:
-        """The request as a handler gets it: of this study, heard for the first time, in time, allowed by the
-        policy, and prepared."""
+        """Checks a request's study, replay, clock and policy, applies its preprocessing, and returns it for a
+        handler."""
         site, header = self.context, envelope.header
         kind = KINDS.get(header.kind)
         if kind is None:
@@ -206,15 +207,15 @@ class Site:
         return envelope
 
     def _leaving(self, request: Header) -> tuple[str, ...]:
-        """The fields that the reply will have whatever comes of the work."""
+        """The fields that the reply will have in any case."""
         study = self.context.study
         secure = study.secure(request.exchange) is not None
         fields = leaving(request.kind, departments=study.departments, stats=study.stats, secure=secure)
         return fields + (PARTIAL if TRAIN_SECONDS in request.fields and not secure else ())
 
     def _announced(self, envelope: Envelope) -> Bytes:
-        """Which parts the site lacks of the request that is announced; where it lacks none, the answer to the
-        request."""
+        """Replies with the parts that the site lacks of an announced request; if it lacks none, with the
+        answer to the request."""
         header = envelope.header
         manifest = read_manifest(envelope, header)
         check_size(self.context.enforcement.policy.caps, manifest.length)
@@ -224,7 +225,7 @@ class Site:
         return self._message(LACKING, header, {"of": manifest.of}, {"lacking": ~coming.here})
 
     def _delivered(self, envelope: Envelope) -> Bytes:
-        """That the site has the part that this brings."""
+        """Takes a part of a request, and confirms it."""
         i = self.inbox.deliver(envelope)
         return self._message(DELIVERED, envelope.header, {"of": envelope.header.fields["of"], "part": i})
 
@@ -235,8 +236,8 @@ class Site:
         fields: Mapping[str, Scalar],
         tensors: Mapping[str, np.ndarray] | None = None,
     ) -> Bytes:
-        """A signed message that tells nothing of the site's data, so that neither its policy nor its ledger
-        is asked."""
+        """A signed message without anything about the site's data, so it needs neither policy nor audit
+        log."""
         return encode(
             self.context.header(kind, request, fields),
             to_tensors(tensors) if tensors else {},
@@ -244,8 +245,7 @@ class Site:
         )
 
     def _hold(self, request: Header) -> None:
-        """Holds the head of the coordinator's log that came with a request, and records where that log has
-        gone back."""
+        """Holds the head of the coordinator's log from a request, and records if that log has gone back."""
         log = self.context.log
         if log is None or request.head is UNSET:
             return
@@ -255,7 +255,7 @@ class Site:
             )
 
     def _withdraw(self, request: Header) -> None:
-        """The ledger's last word on a run."""
+        """Records once in the audit log that the site has withdrawn from a run."""
         site = self.context
         if site.log is not None and request.run not in self._withdrawn:
             site.log.record(
@@ -268,8 +268,8 @@ class Site:
         self._withdrawn.add(request.run)
 
     def _decline(self, request: Header, error: Exception, reason: str) -> Bytes:
-        """The refusal for a reason that is for the site's staff alone; after work on the data it costs what
-        an update does."""
+        """Refuses for a reason that only the site's staff may see; after work on the data it counts like an
+        update."""
         site = self.context
         self.context.note(error)
         counted = site.enforcement.declined(request, site.question) if self._at_work else {}

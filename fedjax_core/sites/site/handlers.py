@@ -1,8 +1,8 @@
-"""What a site does for each kind of request that is about its data: `HANDLERS`, by the kinds of `kinds.py`.
+"""`HANDLERS`: the functions that answer requests about a site's data, by the kinds of `kinds.py`.
 
-Another kind is one more function, one more line here, and one in `kinds.KINDS`. A function gets the site's
-context and a request that is authentic, in time, of the site's own study and allowed by its policy; it
-returns `context.reply(...)`, or raises a `Refused`."""
+A new kind needs a function, a line here, and one in `kinds.KINDS`. A handler gets the site's context and a
+request that is authentic, in time, of the site's own study and allowed by its policy. It returns
+`context.reply(...)`, or raises a `Refused`."""
 
 import dataclasses
 import math
@@ -39,7 +39,7 @@ class NotFiniteHere(Refused):
 
 
 def train(site: SiteContext, envelope: Envelope) -> Bytes:
-    """The site's part of an exchange: what goes up, in the form that the uplink gives it."""
+    """Runs the site's part of an exchange, and replies with its report as the uplink encodes it."""
     header, composed = envelope.header, site.study.round
     e = header.exchange
     if not e < len(composed.algorithm.exchanges):
@@ -132,20 +132,19 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def _draw(site: SiteContext, draws: request.Draws, e: int) -> dict[str, Scalar]:
-    """For the audit log: of which draw the noise is that protects examples, where there is any. The same one
-    tells nothing new."""
+    """For the audit log: the name of the draw of the noise that protects examples, if any. The same draw
+    discloses nothing new."""
     return {"draw": draws.name} if site.protecting[e] else {}
 
 
 def _limit(
     site: SiteContext, header: Header, work: Work, seconds: float | None
 ) -> Callable[[int], int] | None:
-    """How many steps more may follow so many; None: all there are.
+    """The function that says how many steps may follow so many; None: all steps.
 
-    A model is trained to one step: where it was trained before, to the same one, whatever time there is now.
-    The difference of two reports of one model would be of the few examples that one of them has more. As a
-    model that is nearly the same is another one, and so is one of another run, there are also few places to
-    stop at (`SiteData.stop`).
+    A model is always trained to the same step, whatever time there is now. The difference of two reports of
+    one model would disclose the few examples that only one of them used. A model that is nearly the same, or
+    of another run, counts as another one; so there are also few places to stop at (`SiteData.stop`).
     """
     before = (
         0
@@ -170,8 +169,8 @@ def _limit(
 
 
 def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
-    """By what the steps that were done are known again: the question, and its time where a model may be
-    trained to several steps."""
+    """The key of the step log: the question, and its time limit if a model may be trained to several
+    steps."""
     digest = header.digest if site.question is None else site.question.digest
     where = f"{header.run}/{header.round}/{header.exchange}/{digest}"
     return (
@@ -182,8 +181,7 @@ def _which(site: SiteContext, header: Header, seconds: float | None) -> str:
 
 
 def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
-    """Sums of the metrics over the examples by which models are judged here; where clients keep a model of
-    their own, of the site's."""
+    """Replies with the metric sums of the round's model, or the site's personalised one, on its examples."""
     header, algorithm = envelope.header, site.study.round.algorithm
     model = {"params": site.params} if algorithm.personal is None else {"server": site.server}
     first = site.kept_shapes if request.has_first(header) else None
@@ -202,13 +200,13 @@ def evaluate(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def score(site: SiteContext, envelope: Envelope) -> Bytes:
-    """Sums of the metrics of the given model over the same examples, whatever the site keeps itself."""
+    """Replies with the metric sums of a given model on the same examples."""
     return _sums(site, envelope.header, from_tensors(envelope.tensors, {"params": site.params})["params"])
 
 
 def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
-    """The sums of the metrics of this model, in batches that no request chooses: where examples meet in a
-    loss, it would ask by them."""
+    """The metric sums of a model. The batch size is fixed: with losses in which examples meet, a chosen one
+    would be a query."""
     clients = site.data.judged
     site.enforcement.check_examples(*site.data.judged_of)
     site.enforcement.check_cell(clients.examples)
@@ -224,7 +222,7 @@ def _sums(site: SiteContext, header: Header, params: Any) -> Bytes:
 
 
 def describe(site: SiteContext, envelope: Envelope) -> Bytes:
-    """What the coordinator has to know before the first round; it begins, or begins anew."""
+    """Replies with the site's description, as the coordinator begins a run, or begins it anew."""
     data = site.data
     fields: dict[str, Scalar] = {
         "examples": data.raw.examples,
@@ -242,7 +240,7 @@ def describe(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def measure(site: SiteContext, envelope: Envelope) -> Bytes:
-    """The sums that the study's steps need, of the columns as they lie there."""
+    """Replies with the sums that the study's preprocessing needs, of the raw columns."""
     steps = site.study.prepare
     if not steps:
         raise BadRequest("the study prepares nothing, so no sums are told")
@@ -258,7 +256,7 @@ def measure(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def statistics(site: SiteContext, envelope: Envelope) -> Bytes:
-    """The sums of the statistic that is named, of the columns as they lie there."""
+    """Replies with the sums of the requested statistic, of the raw columns."""
     text = envelope.tensors.get("['statistic']")
     if text is None or text.dtype != np.uint8:
         raise BadRequest("the request says no statistic")

@@ -1,12 +1,12 @@
-"""Held-out people of a site: examples that are not trained on, by which a model is judged.
+"""Splits a site's examples by persons into those trained on and those held out for evaluation.
 
     Study(held_out=0.2)             that share of each site's examples, drawn by the study's seed and the site's name, always alike
     person = "patient_id"           in site.toml: a person is on one side; people are counted by it, and nothing trains on it
     held_out = "test"               in site.toml: the site's own column of truth values, instead of the draw
 
-The training part is the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients
-whose ids are the sites' names. A site that has departments draws before it is divided into them, so that no
-person is on both sides in two of them.
+The training part equals the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients
+whose ids are the sites' names. A site with departments draws before it is divided, so that no person is on
+both sides through two departments.
 
 >>> clients = Clients.from_list([{"x": np.arange(10), "who": np.repeat(np.arange(5), 2)}], ids=["charite"])
 >>> marked = mark(clients, SiteFile(name="charite", data=None, person="who"), share=0.2, seed=0)
@@ -23,18 +23,17 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.sites.site_file import SiteFile
 
 HELD_OUT = "(held out)"
-"""The column that says of each example whether it is, until the parts are made."""
+"""The temporary column that marks held-out examples."""
 
 PERSON = "(person)"
-"""The column that says whose each example is, until the parts are made: what is told of few people is told by
-persons, and not by rows."""
+"""The temporary column with the person of each example: limits on small groups count persons, not rows."""
 
 
 def mark(clients: Clients, site_file: SiteFile, share: float | None, seed: int) -> Clients:
-    """The site's examples with the column `HELD_OUT`, where the study holds out a share; without the columns
-    that are for this alone.
+    """Marks the examples that the study holds out in the column `HELD_OUT`; removes columns that only serve
+    this.
 
-    None: it is not known what the study does.
+    A `share` of None: the study is not known.
     """
     own = tuple(name for name in (site_file.person, site_file.held_out) if name is not None)
     if site_file.person is not None:
@@ -65,16 +64,16 @@ def mark(clients: Clients, site_file: SiteFile, share: float | None, seed: int) 
 
 
 def persons_of(clients: Clients) -> np.ndarray | None:
-    """[examples trained on] whose each is, as codes; None where the site names no column of persons."""
+    """[examples trained on] the person of each, as codes; None if the site names no column of persons."""
     whose, out = (clients.named_columns.get(name) for name in (PERSON, HELD_OUT))
     return whose if whose is None or out is None else whose[~out]
 
 
 def persons_by_values(clients: Clients) -> np.ndarray:
-    """[examples] codes for data without a column of persons: each row is one, known again by its values.
+    """[examples] codes for data without a column of persons: each row is a person, recognised by its values.
 
-    Of rows with the same values each is a person. So a row that comes or goes does not make the others into
-    new people."""
+    Each of several equal rows is a person of its own. A row that comes or goes does not turn the others into
+    new persons."""
     codes = np.zeros(clients.examples, np.int64)
     seen: dict[bytes, int] = {}
     leaves = [np.ascontiguousarray(x) for _, x in sorted(clients.named_columns.items())]
@@ -86,7 +85,7 @@ def persons_by_values(clients: Clients) -> np.ndarray:
 
 
 def _codes(person: np.ndarray) -> np.ndarray:
-    """[examples] int64 of each person's name: the same of the same name, whoever else there is."""
+    """[examples] int64 codes of the persons' names, independent of the other persons."""
     names, places = np.unique(person, return_inverse=True)
     codes = [
         int.from_bytes(sha256(repr(name).encode()).digest()[:4], "little") >> 1 for name in names.tolist()
@@ -103,7 +102,7 @@ def _named(clients: Clients, site_file: SiteFile) -> dict[str, np.ndarray]:
 
 
 def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clients | None]:
-    """(what is trained on, what is held out); None where the study holds nobody out."""
+    """(examples trained on, examples held out or None if the study holds none out)."""
     clients = clients.without(*(name for name in (PERSON,) if name in clients.named_columns))
     if HELD_OUT not in clients.named_columns:
         return clients, None
@@ -112,7 +111,7 @@ def parted(clients: Clients, folder: Path | None = None) -> tuple[Clients, Clien
 
 
 def _own_choice(clients: Clients, column: str, person: str | None) -> np.ndarray:
-    """What the site's own column says."""
+    """The held-out examples by the site's own column, checked."""
     values = clients.named_columns.get(column)
     if (
         values is None

@@ -1,5 +1,4 @@
-"""A site's limits on what statistics tell: the rules of its output policy, asked of every group of people
-that sums tell apart.
+"""`SiteLimits`: applies a site's output policy to the groups of people that a statistic discloses.
 
     group      the minimum of people, and, over all that was told of a column, of any difference of groups (differencing.py)
     model      parameters per person; the groups of every column with two values, and of every two of them: no cell of few people
@@ -7,7 +6,7 @@ that sums tell apart.
     weights    the same of weights that depend on coefficients, which whoever asks may choose
     cells      tables of counts: refused, hidden with others, or rounded, as the policy says
 
-People are counted and not rows. What the rules measured stays at the site, as the evidence of each release.
+Rules count people, not rows. Their measurements stay at the site, as evidence for each release.
 
 >>> limits = SiteLimits(OutputPolicy(minimum=3))
 >>> limits.group(np.array([1, 1, 2, 2, 2]), "people in a group", ("age",))
@@ -31,20 +30,20 @@ from fedjax_core.stats.table import SITE, Table
 
 
 class SiteLimits(Limits):
-    """Of one answer: `findings` is what the rules measured, at its tightest, and `sets` the groups of people of
-    each column."""
+    """The limits of one answer: `findings` are the rules' tightest measurements, `sets` the groups of people
+    by column."""
 
     def __init__(self, policy: OutputPolicy) -> None:
         self.policy = policy
         self.findings: dict[str, Finding] = {}
         self._groups: dict[str, dict[bytes, np.ndarray]] = {}
         self.tables: dict[str, list[list[list[int]]]] = {}
-        """{column: for each table of it the groups of people in the cells and margins that are shown}."""
+        """{column: for each table with it, the groups of people in the visible cells and margins}."""
         self.hidden = 0
 
     @property
     def sets(self) -> dict[str, list[list[int]]]:
-        """{column: groups of people of whom something is told of it}."""
+        """{column: the groups of people about whom something of it is told}."""
         return {
             column: [each.tolist() for each in groups.values()] for column, groups in self._groups.items()
         }
@@ -155,12 +154,12 @@ class SiteLimits(Limits):
         return np.where(hides, HIDDEN, totals)
 
     def hides(self) -> bool:
-        """Whether what is of too few people is hidden where it can be, and the rest is told."""
+        """Whether parts about too few people are hidden if possible, instead of refusing the answer."""
         return self.policy.tables != "refuse"
 
     def _pairs(self, truths: dict[str, np.ndarray], people: np.ndarray, columns: tuple[str, ...]) -> None:
-        """The groups of these truth values [rows], and of every two: rows and people of each are told by a
-        product of two columns."""
+        """Checks the groups of these truth values [rows], and of every two, which products of two columns
+        would disclose."""
         unlike = {mask.tobytes(): (name, mask) for name, mask in truths.items()}
         these = list(unlike.values())
         for i, (name, a) in enumerate(these):

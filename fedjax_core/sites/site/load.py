@@ -29,10 +29,10 @@ from fedjax_core.sites.study import Study, is_function, named
 
 
 def load_data(site_file: SiteFile, check: bool = True, study: Study | None = None) -> Clients:
-    """The site's examples, as one client with the site's name, or one for each department.
+    """Loads the site's examples, as one client with the site's name, or one for each department.
 
-    With `check`, raises where there is NaN in what it reads. Features are in the order of the `study`, where
-    that has one, and examples that it holds out are marked (held_out.py).
+    With `check`, raises for NaN in the data. Features are in the order of the `study`, if it has one, and the
+    examples that it holds out are marked (held_out.py).
     """
     data: Any = site_file.data
     if data is None:
@@ -80,8 +80,7 @@ def load_data(site_file: SiteFile, check: bool = True, study: Study | None = Non
 
 
 def check_divided(site: str, study: Study, clients: Clients) -> None:
-    """Raises where these examples of a site are divided into departments, and the study's clients are whole
-    sites."""
+    """Raises if a site's examples are divided into departments, but the study's clients are whole sites."""
     if not study.departments and clients.ids.tolist() != [site]:
         raise ValueError(
             f"the data of {site} are divided into departments, {len(clients)} of them, and the clients of this study are whole "
@@ -97,8 +96,7 @@ def divided(
     features: Features | None = None,
     allow_nan: bool = False,
 ) -> Clients:
-    """The site's rows by department, which is in the column `by`: whole numbers or text; that column is then
-    left out. Copies the rows."""
+    """Divides a copy of the site's rows by the column `by`, of whole numbers or text, which is left out."""
     if by not in columns:
         raise ValueError(
             f"departments = {by!r} names no column of {site}'s data, which has {', '.join(map(str, columns))}"
@@ -114,16 +112,15 @@ def divided(
 
 
 def ids_of(site: str, departments: Any) -> list[str]:
-    """The names of departments in a federation, as a simulator has them for clients' ids. No site's own name
-    has a "/" in it."""
+    """The ids of departments as clients, SITE/DEPARTMENT. No site's own name contains "/"."""
     return [f"{site}/{one}" for one in np.asarray(departments).tolist()]
 
 
 def opened(site_file: SiteFile, study: Study) -> tuple[Clients, np.ndarray | None]:
-    """(the site's examples, positions of the bad records, which are left out; None where the policy does not
-    ask for it).
+    """Loads the site's data for a study: (examples, positions of the bad records left out, or None if the
+    policy has none skipped).
 
-    Raises where the study could not read them; what the task says of them is `check_study`'s.
+    Raises if the study could not read them; `check_study` checks them for the task.
     """
     most_bad, bad = None if site_file.policy is None else Policy.read(site_file.policy).max_bad_share, None
     clients = load_data(site_file, check=most_bad is None and not study.prepare, study=study)
@@ -138,6 +135,6 @@ def opened(site_file: SiteFile, study: Study) -> tuple[Clients, np.ndarray | Non
 
 
 def too_many_bad(site_file: SiteFile, share: float) -> bool:
-    """Whether the policy has bad records left out, and this share of them is more than it allows."""
+    """Whether this share of bad records is more than the policy leaves out."""
     most_bad = None if site_file.policy is None else Policy.read(site_file.policy).max_bad_share
     return most_bad is not None and share > most_bad

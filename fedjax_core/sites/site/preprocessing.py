@@ -1,13 +1,12 @@
-"""Preprocessing at a site: computes the sums of its columns, and applies the numbers that all sites' sums
-give.
+"""Preprocessing at a site: the sums of its columns that leave, and applying the fitted parameters.
 
-    measure     sums of the columns as they lie there  ─►  coordinator: merged in the order of the sites (preprocessing.py)
-    train, evaluate, score     bring the numbers: the site applies them when they come for the first time, and works on what comes of that
+    measure                   sums of the raw columns  ─►  coordinator: merged in the order of the sites
+    train, evaluate, score    bring the parameters: the site applies new ones, and uses the prepared examples
 
-The steps are of the study, so of its hash. Which kinds of sums a step needs is in its `leaving`: "moments",
-"range" or "categories". A site whose policy does not name them in `leaving.fields` tells none, and none does
-of what fewer than `minimum.cell` of its examples have. As every request brings the numbers, a site that was
-away, or begins anew, has those that count.
+The steps belong to the study, so to its hash. A step's `releases` names the kinds of sums that it needs:
+"moments", "range" or "categories". A site whose policy does not name them in `leaving.fields` sends none, and
+no site sends sums of fewer than `minimum.cell` of its examples. Every request brings the parameters, so a
+site that was away, or begins anew, has the valid ones.
 
     steps = [fc.preprocess.Standardise("x"), fc.preprocess.OrdinalEncode("sex")]
     fed = fc.Federation(composed, sites, batch_size=4, epochs=1, prepare=steps)
@@ -38,25 +37,24 @@ class SumsStay(Refused):
 
 
 class NotPrepared(Refused):
-    """The study prepares its columns, and the request does not bring the numbers for it."""
+    """The study prepares its columns, and the request lacks the parameters."""
 
     code = "not-prepared"
 
 
 class BadNumbers(Refused):
-    """What came as a step's numbers cannot be applied."""
+    """The parameters of a step cannot be applied."""
 
     code = "bad-numbers"
 
 
 def leaving(steps: Steps) -> tuple[str, ...]:
-    """The kinds of sums that leave, by the names that a policy has for them."""
+    """The kinds of sums that leave, by their names in a policy."""
     return tuple(dict.fromkeys(name for step in steps for name in step.releases))
 
 
 def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
-    """Of a policy that lets these fields leave: the kinds of sums that it keeps, each with the steps that
-    need it, in words."""
+    """{kind of sums: steps that need it, in words} that a policy with these `leaving.fields` keeps."""
     kept = [name for name in leaving(steps) if name not in set(fields)]
     return {
         name: ", ".join(f"{type(step).__name__}({step.column!r})" for step in steps if name in step.releases)
@@ -65,20 +63,20 @@ def held_back(steps: Steps, fields: Iterable[str]) -> dict[str, str]:
 
 
 def check_rest(steps: Steps, raw: Clients) -> None:
-    """Raises for what is not finite: NaN may be where a step fills it."""
+    """Raises for values that are not finite, except NaN in columns that a step fills."""
     raw.check_finite(missing=[step.column for step in steps])
 
 
 def one_row(steps: Steps, raw: Clients) -> Columns:
-    """A row of the form that the examples will have, whatever its values."""
+    """A row with the dtypes and shapes of the prepared examples, whatever its values."""
     row = jax.tree.map(lambda x: x[:1], raw.columns)
     return _of_rows(steps, raw, 1)(row) if steps else row
 
 
 def alone(steps: Steps, raw: Clients) -> Clients | None:
-    """What is known of the examples before any site tells its sums; None where that is nothing.
+    """The columns that are known before any site sends its sums; None if there are none.
 
-    That are the columns that no step makes, and codes of categories that the study lists.
+    These are the columns that no step makes, and the codes of categories that the study lists.
     """
     others = [step.column for step in steps if step.releases and step.column in raw.named_columns]
     if len(others) == len(raw.named_columns):
@@ -88,25 +86,24 @@ def alone(steps: Steps, raw: Clients) -> Clients | None:
 
 
 class Preparation:
-    """Reads the numbers of all sites that a request brings, and applies them where they are not those that
-    were applied last."""
+    """Applies the parameters in requests to the site's examples, whenever they differ from the last ones."""
 
     def __init__(
         self, steps: Steps, raw: Clients, check: Callable[[Clients], None], folder: Path | None = None
     ) -> None:
-        """`check` raises for examples that the study's task cannot use. What is made of large mapped columns
-        is on the folder's disk."""
+        """`check` raises for examples that the study's task cannot use. Large mapped columns are prepared on
+        the folder's disk."""
         self.steps, self.raw, self._check, self._folder = steps, raw, check, folder
         self.digest: str | None = None
-        """Of the numbers that were applied last."""
+        """The digest of the parameters applied last."""
         self.clients = raw
-        """The examples as those numbers make them."""
+        """The examples prepared by those parameters."""
         self._like = {PREPARED: _of_rows(steps, raw, 0).parameters}
 
     def take(self, envelope: Envelope) -> Envelope:
-        """The request without the numbers in it; `clients` are then what they make.
+        """Applies the parameters in a request to `clients`, and returns the request without them.
 
-        Raises a `Refused` where they are not there, or cannot be applied.
+        Raises a `Refused` if they are missing, or cannot be applied.
         """
         brought: dict[str, np.ndarray] = {}
         rest: dict[str, np.ndarray] = {}
@@ -134,7 +131,7 @@ class Preparation:
         return Envelope(envelope.header, rest)
 
     def of(self, clients: Clients) -> Clients:
-        """Others of the site's examples, as the numbers that were applied last make them."""
+        """Other examples of the site, prepared by the parameters applied last."""
         return self._apply(self._fitted, clients)
 
     def _apply(self, fitted: Fitted, clients: Clients) -> Clients:
@@ -144,5 +141,5 @@ class Preparation:
 
 
 def _of_rows(steps: Steps, raw: Clients, count: int) -> Fitted:
-    """The steps with numbers of the first rows alone; of none, a vocabulary is a vector of length 0."""
+    """The steps fitted to the first `count` rows alone; with none, a vocabulary is a vector of length 0."""
     return finalize(steps, [sums_of(steps, jax.tree.map(lambda x: x[:count], raw.columns))])

@@ -1,10 +1,10 @@
-"""Bad records: those that no model could use are left out when a site opens its data, and counted.
+"""Finds the bad records that no model could use, so that a site can leave them out and count them.
 
 A record is bad where a column has a number in it that a model's 32 bits cannot hold (NaN, an infinity, 1e39,
 a whole number above 2**31), or where the task's own check refuses it (a label out of range).
-How many are left out is reported with the site's description and in its ledger; which they are goes to
-`errors.log`, for the site's staff. Whether it takes part with so many is its policy's to say
-(`max_bad_share`); without that setting no record is left out.
+Their number is in the site's description and audit log; `errors.log` lists them for the site's staff. The
+policy decides whether the site takes part with so many (`max_bad_share`); without that setting no record is
+left out.
 
 >>> clients = Clients.from_list([{"x": np.array([[1.0], [np.nan], [3.0]], np.float32), "y": np.array([0, 1, 7])}], allow_nan=True)
 >>> from fedjax_core import models
@@ -27,11 +27,10 @@ _ROWS = 1 << 16  # looked at together
 
 
 def usable(clients: Clients, task: Task, steps: preprocessing.Steps = ()) -> tuple[Clients, np.ndarray]:
-    """(the clients without their bad records, positions of those [M]). The same object where there are none,
-    or no others.
+    """(the clients without bad records, positions of those [M]). The same object if none or all are bad.
 
-    In the columns of the preprocessing's `steps` NaN is a missing value, and not bad; and whole numbers may
-    be any."""
+    In the columns of the preprocessing's `steps`, NaN is a missing value and not bad, and whole numbers may
+    be of any size."""
     count = clients.examples
     bad, filled = np.zeros(count, bool), {step.column for step in steps}
     for name, column in clients.named_columns.items():
@@ -50,15 +49,14 @@ def usable(clients: Clients, task: Task, steps: preprocessing.Steps = ()) -> tup
 
 
 def check_known(task: Task, known: Clients) -> None:
-    """Raises where the task's own check refuses these examples, of which preprocessing may have columns yet
-    to make."""
+    """Raises if the task's own check refuses these examples; it skips columns that are not made yet."""
     if task.check is not None:
         with contextlib.suppress(KeyError):  # it is of a column that is not made yet
             task.check(known)
 
 
 def _refused(check: Any, rows: np.ndarray) -> np.ndarray:
-    """Those of the rows that the check refuses, found by halving: k of n take about k log n checks."""
+    """The rows that the check refuses, found by bisection: k of n rows take about k log n checks."""
     if not len(rows):
         return rows
     try:

@@ -1,8 +1,8 @@
-"""Checks that the code of a site's study is what it was when the site first took part in it.
+"""Checks that the code of a site's study has not changed since the site first took part in it.
 
-A study's hash has the files of every package whose functions it uses. The package that the site's file names
-for its study may do more when it is imported, such as change a library. So a site notes the digest of all its
-files, once for each hash, in `code.json` in its folder, and starts only while they are the same.
+A study's hash covers the files of every package whose functions it uses. But the study's own package may do
+more when it is imported, such as change a library. So a site stores the digest of all its files, once for
+each hash, in `code.json` in its folder, and starts only while they are the same.
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
@@ -21,14 +21,13 @@ NAME = "code.json"
 
 
 def changed(folder: Path, study: str, hash: str) -> list[str]:
-    """The packages of the study `module:function` whose files are not what they were under this hash."""
+    """The packages of the study `module:function` whose files have changed under the same hash."""
     known, now = _read(folder / NAME).get(hash), _digests(study)
     return [] if known is None else [name for name in {**known, **now} if known.get(name) != now.get(name)]
 
 
 def check_code(folder: Path, study: str, hash: str) -> None:
-    """Notes the files of the study's package where this hash is new here; raises ValueError where they are
-    others than before."""
+    """Stores the digests of the study's package for a new hash; raises ValueError if they have changed."""
     path = folder / NAME
     if odd := changed(folder, study, hash):
         raise ValueError(

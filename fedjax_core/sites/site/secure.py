@@ -1,8 +1,7 @@
-"""What a site does for the requests of secure aggregation: each answer is let out by its policy and recorded,
-as any other.
+"""The request handlers for secure aggregation; each answer passes the policy and is recorded, like any other.
 
-A request that the protocol does not allow (both shares of one peer, another roster, too few sites) is refused
-by the protocol's own code, which goes into the site's audit log with the reason, and to the coordinator.
+A request that the protocol forbids (both shares of one peer, another roster, too few sites) is refused with
+the protocol's own code, which the site's audit log and the coordinator get with the reason.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -30,8 +29,8 @@ def advertise(
     more: Mapping[str, Scalar],
     steps: int,
 ) -> Bytes:
-    """The reply to a request to train: the keys of an attempt. The report stays here, and the policy has
-    judged it."""
+    """Replies to a request to train with the keys of an attempt; the policy checks the report, which
+    stays."""
     secure = _secure(site)
     vector = secure.vector(sent)
     with _agreed():
@@ -46,7 +45,7 @@ def advertise(
 
 
 def share(site: SiteContext, envelope: Envelope) -> Bytes:
-    """A box for each peer, with a share of this site's secrets."""
+    """Replies with a box for each peer, with a share of this site's secrets."""
     secure, attempt, roster = (
         _secure(site),
         _secure(site).attempt(envelope.header),
@@ -63,7 +62,7 @@ def share(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def mask(site: SiteContext, envelope: Envelope) -> Bytes:
-    """The report under its masks."""
+    """Replies with the report under its masks."""
     attempt, boxes = _secure(site).attempt(envelope.header), read(envelope.tensors, Boxes)
     details: dict[str, Scalar] = {"secure": f"under masks with {len(boxes.senders)} sites: {CANNOT_SEE}"}
     return _answer(
@@ -72,7 +71,7 @@ def mask(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def confirm(site: SiteContext, envelope: Envelope) -> Bytes:
-    """This site's signature over who is in the sum."""
+    """Replies with this site's signature over who is in the sum."""
     attempt, survivors = _secure(site).attempt(envelope.header), read(envelope.tensors, Survivors)
     details: dict[str, Scalar] = {
         "secure": f"agrees to the sum of {len(survivors.names)} sites: {listed(survivors.names)}"
@@ -81,7 +80,7 @@ def confirm(site: SiteContext, envelope: Envelope) -> Bytes:
 
 
 def reveal(site: SiteContext, envelope: Envelope) -> Bytes:
-    """One share of each peer."""
+    """Replies with one share of each peer's secrets."""
     attempt, wanted = _secure(site).attempt(envelope.header), read(envelope.tensors, Wanted)
     details: dict[str, Scalar] = {
         "secure": f"opens the sum of {len(wanted.confirmed)} sites or more: {CANNOT_SEE}"

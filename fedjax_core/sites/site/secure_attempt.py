@@ -1,15 +1,15 @@
-"""A site's end of secure aggregation in a federation: one attempt at a time, with its secrets and its report.
+"""`Secure`: a site's end of secure aggregation, with one attempt at a time, its secrets and its report.
 
     train ─► keys      share ─► boxes      mask ─► the report under masks      confirm ─► signature      reveal ─► shares
       └ the report stays here, in whole numbers
 
-The state machine is `secure_aggregation.client`; here it meets the site's key, policy, disk and ledger. Its
-secrets live in memory: a site that was killed has dropped out of the attempt, and takes part in the next.
-What it opened is in `opened.jsonl` in its folder.
+The state machine is `secure_aggregation.client`; here it gets the site's key, policy and disk. Its secrets
+live in memory: a site that was killed has dropped out of the attempt, and takes part in the next.
+`opened.jsonl` in its folder has the sums that it opened.
 
-The other sites' keys are those of the roster that the site's file names, exchanged beforehand: the
-coordinator, which passes on all messages, could otherwise stand between each two of them. A try that was
-handed its `SiteFile` takes the keys that it is told first."""
+The other sites' keys come from the roster that the site's file names, exchanged beforehand: otherwise the
+coordinator, which passes on all messages, could stand between any two sites. A trial that was handed its
+`SiteFile` accepts the first keys that it gets."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,20 +31,20 @@ from fedjax_core.sites.wire.identity import PublicKey, Roster, SiteKey
 
 
 class OutOfRing(Refused):
-    """The report does not fit into whole numbers."""
+    """The report does not fit into the ring's integers."""
 
     code = "out-of-ring"
     of_data = True
 
 
 class NoAttempt(Refused):
-    """The site takes no part in this attempt: it was never begun here, or the site was started anew since."""
+    """The site takes no part in this attempt: it was never begun here, or the site was restarted since."""
 
     code = "no-attempt"
 
 
 class NotAgreed(Refused):
-    """What the protocol of secure aggregation does not let the site do, by its own code."""
+    """The protocol of secure aggregation forbids the step; the code is the protocol's own."""
 
     code = "not-agreed"
 
@@ -55,7 +55,7 @@ class NotAgreed(Refused):
 
 @dataclass
 class Attempt:
-    """One attempt at a sum."""
+    """One attempt at a secure sum."""
 
     client: Client
     vector: np.ndarray
@@ -63,15 +63,15 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        """By which the coordinator names it."""
+        """The number by which the coordinator names the attempt."""
         return self.client.terms.round.attempt
 
 
 class Secure:
-    """What a site has of secure aggregation, for one study."""
+    """A site's end of secure aggregation, for one study."""
 
     def __init__(self, site_file: SiteFile, key: SiteKey, ring: Ring) -> None:
-        """Raises ValueError where the file of a real site names no roster."""
+        """Raises ValueError if the file of a real site names no roster."""
         if site_file.roster is None and site_file.file is not None:
             raise ValueError(
                 f"{site_file.name} has a study of secure aggregation, and its file names no roster of the other sites' keys: without, the "
@@ -89,7 +89,7 @@ class Secure:
         return Spent(None if self._folder is None else Path(self._folder) / "opened.jsonl")
 
     def vector(self, sent: Masked) -> np.ndarray:
-        """The report as one vector; raises `OutOfRing` where a number or the weight does not fit."""
+        """The report as one vector; raises `OutOfRing` if a number or the weight does not fit."""
         if not np.isfinite(float(sent.fits)):
             raise OutOfRing(
                 f"the report has a number beyond {self.ring.bound:g}, or that is not finite, or a weight that is not whole: add "
@@ -98,13 +98,13 @@ class Secure:
         return vector_of(sent.ring)
 
     def judged(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """The update as the vector has it, by which the policy judges what leaves: numbers times the step of
-        the ring, [length - 1]."""
+        """The update that the vector encodes, for the policy to check: integers times the ring's step over
+        the weight, [length - 1]."""
         update, weight = vector[:-1].view(np.int32), max(1, int(vector[-1]))
         return {"update": update.astype(np.float32) * np.float32(self.ring.step / weight)}
 
     def begin(self, request: Header, vector: np.ndarray, minimum: int) -> Attempt:
-        """An attempt with this report, and new secrets."""
+        """A new attempt with this report, and new secrets."""
         terms = terms_of(request, len(vector))
         return Attempt(
             Client(self._key.name, terms, self._key.sign, self._fits, self._spent, max(MINIMUM, minimum)),
@@ -112,11 +112,11 @@ class Secure:
         )
 
     def go_on(self, attempt: Attempt) -> None:
-        """From now on this is the attempt: its keys are about to leave."""
+        """Makes this the current attempt, as its keys are about to leave."""
         self._attempt = attempt
 
     def attempt(self, header: Header) -> Attempt:
-        """The attempt that a request is about."""
+        """The current attempt; raises `NoAttempt` if the request names another."""
         current = self._attempt
         if current is None or current.number != header.fields.get(ATTEMPT):
             raise NoAttempt(
@@ -125,8 +125,8 @@ class Secure:
         return current
 
     def meet(self, roster: Keys, identities: np.ndarray | None) -> None:
-        """Takes the identity keys that the coordinator says these sites have, where it has no roster: the
-        first one of a name counts."""
+        """Takes the sites' identity keys from the coordinator, without a roster; a name's first key
+        counts."""
         if self._roster is not None:
             return
         if identities is None or identities.shape != (len(roster.sites), 32) or identities.dtype != np.uint8:
@@ -135,7 +135,7 @@ class Secure:
             self._first_keys.setdefault(one.name, PublicKey(raw.tobytes()))
 
     def _fits(self, name: str, purpose: str, data: bytes, signature: bytes) -> bool:
-        """Whether the site of that name signed."""
+        """Whether the signature is of the site with this name."""
         if name == self._key.name:
             key: PublicKey | None = self._key.public
         elif self._roster is None:

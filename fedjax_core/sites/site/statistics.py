@@ -1,13 +1,13 @@
-"""A statistic at a site: the sums that were asked for, of its own columns as they lie there, or a refusal.
+"""Statistics at a site: the requested sums of its raw columns, within the limits of its policy, or a refusal.
 
     request   a statistic by name, with plain values (fedjax_core/stats/messages.py): never code
     reply     its sums, where `leaving.fields` has "statistics", and each is about enough people
 
-The limits are of the site's policy, `[statistics]` or `minimum.cell` (limits.py). Where it has any,
-statistics use the columns that `statistics.columns` lists, by a closed list of expressions (stats/closed.py),
-and each release is recorded with what the rules measured: at the desk of the site (disclosure/releases.py),
-which remembers of whom was told, and in its audit log. Of what the data do not allow the coordinator hears
-`declined`; a column or an expression that is not listed is named.
+The limits come from the site's policy, `[statistics]` or `minimum.cell` (limits.py). With any limit,
+statistics use only the columns in `statistics.columns`, by a closed list of expressions (stats/closed.py).
+Each release is recorded with the rules' measurements: at the site's desk (disclosure/releases.py), which
+remembers the people behind each release, and in its audit log. If the data forbid an answer, the coordinator
+only gets `declined`; a column or an expression that is not listed is named.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from fedjax_core.stats.table import SITE, Table
 
 
 def asked_for(text: np.ndarray) -> Statistic:
-    """The statistic of a request; raises a `Refused` where it says none that is known here."""
+    """The statistic in a request; raises a `Refused` if it is not known here."""
     try:
         return decode(text.tobytes())
     except ValueError as error:
@@ -44,8 +44,7 @@ def asked_for(text: np.ndarray) -> Statistic:
 def sums(
     statistic: Statistic, data: SiteData, site: str, policy: Statistics | None, desk: Callable[[], Desk]
 ) -> tuple[dict[str, np.ndarray], dict[str, Scalar]]:
-    """(its sums of the site's examples, what the audit log says of the release); raises a `Refused` where
-    they may not be told."""
+    """(the statistic's sums at the site, details for the audit log); raises a `Refused` if too few people."""
     columns, categories = _columns(data.raw), data.raw.categories
     if policy is None:
         return _arrays(statistic.sums(Table(columns, categories, site), Limits())), {}
@@ -73,8 +72,8 @@ def sums(
 
 
 def _check_listed(statistic: Statistic, policy: Statistics, site: str) -> None:
-    """Raises, naming it, for a column that the policy does not list, and for an expression that is not on the
-    closed list."""
+    """Raises for a column that the policy does not list, or an expression that is not on the closed list, and
+    names it."""
     allowed = {*policy.columns, *SITE}
     if odd := [name for name in statistic.columns if name not in allowed]:
         listed = ", ".join(policy.columns) or "none"
@@ -89,7 +88,7 @@ def _check_listed(statistic: Statistic, policy: Statistics, site: str) -> None:
 
 
 def _expressions(value: Any) -> Iterator[list[Any]]:
-    """All expressions in a statistic: the lists among its fields."""
+    """All expressions in a statistic, which are the lists among its fields."""
     if isinstance(value, Design):
         yield from value.expressions
     elif dataclasses.is_dataclass(value):
@@ -103,7 +102,7 @@ def _expressions(value: Any) -> Iterator[list[Any]]:
 
 
 def _columns(raw: Clients) -> dict[str, np.ndarray]:
-    """The columns by name; of a matrix whose features have names, each feature, with codes of categories as
+    """The columns by name; a matrix with named features gives each feature too, with categories as integer
     codes."""
     columns = dict(raw.named_columns)
     for matrix, names in raw.features.items():

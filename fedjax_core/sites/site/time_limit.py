@@ -1,22 +1,21 @@
-"""Time-limited training: a site stops between two steps when `Rules.train_seconds` is over, and says how far
-it came.
+"""Time-limited training: a site stops after `Rules.train_seconds`, and reports how far it came.
 
     steps 1, 2, ... s      until the time is used up         ─►  finish: the report of s of n steps
     Seen                   examples: all that the site has;  steps: s
     in the report          steps_done = s of n,  examples_seen = how many examples those steps had, of all
 
-So an algorithm gets what its definition asks for. SCAFFOLD's control variate and FedNova's tau_i are of the
-steps really made. The weight is by all examples, not by those seen: FedNova (Wang et al., "Tackling the
+So an algorithm gets what its definition asks for. SCAFFOLD's control variate and FedNova's tau_i use the
+steps really done. The weight counts all examples, not those seen: FedNova (Wang et al., "Tackling the
 Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS 2020) has p_i = n_i / n
 beside tau_i, and FedProx (Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020) averages
 inexact solutions as it does exact ones. FedAvg leans towards the objective sum_i p_i tau_i F_i already (Wang
-et al., theorem 1): a site that always stops early counts for less in it, and with the examples seen in place
-of all it would do so twice.
+et al., theorem 1): a site that always stops early counts for less in it, and with the examples seen as weight
+it would do so twice.
 
-How many steps fit is up to the clock, so they are written down before the report leaves: asked the same
-again, after whatever died, the site does as many, to the same bits, and where a round has one model
-(answered.py) whatever time it now has. One that died before that may do another number, as nobody has heard
-of the first; the audit logs have the number that counts.
+The clock decides how many steps fit, so their number is written down before the report leaves. If the request
+is repeated, after whatever crash, the site does as many, to the same bits; if a round has one model
+(answered.py), even with another time limit. A site that died before that may do another number, as nobody has
+received the first; the audit logs have the number that counts.
 
 >>> now = iter([0.0, 0.0, 0.1, 0.3, 1.0])
 >>> pace = StepClock(first=1, seconds=1.0, clock=lambda: next(now))
@@ -40,20 +39,19 @@ _SECONDS = 0.5  # how long the steps between two looks at the clock should take
 
 
 class NoStepDone(Refused):
-    """The time was used up before the first step."""
+    """The time was over before the first step."""
 
     code = "no-step"
     of_data = True
 
 
 class StepClock:
-    """How many steps to do before the next look at the clock, by how long those before took; 0: the time is
-    used up."""
+    """Gives the number of steps until the next look at the clock, from those before; 0: the time is over."""
 
     def __init__(
         self, first: int, seconds: float = math.inf, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """`first`: how many steps go before the first look; `seconds` from now there are no more."""
+        """`first`: the steps before the first look; `seconds`: the time from now."""
         self._clock, self._more, self._done, self._looked = clock, first, 0, 0.0
         self._until = clock() + seconds
 
@@ -71,29 +69,27 @@ class StepClock:
 
 
 class StepLog:
-    """How many steps a site did in its last exchanges of limited time: in `steps.json` in its folder, or in
-    memory."""
+    """The numbers of steps in a site's last time-limited exchanges, in its `steps.json`, or in memory."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Raises ValueError where the file is damaged."""
+        """Raises ValueError if the file is damaged."""
         self._path = None if folder is None else folder / "steps.json"
         self._last: dict[str, int] = (
             {} if self._path is None or not self._path.exists() else _read(self._path)
         )
 
     def steps(self, which: str) -> int | None:
-        """How many steps the answer to this was of; None where there was none, or its time was not
-        limited."""
+        """The steps behind an earlier answer; None if there was none, or without a time limit."""
         return self._last.get(which)
 
     def limit(self, which: str, seconds: float, clock: Callable[[], float]) -> Callable[[int], int]:
-        """How many more steps may follow so many: up to as many as in the last answer to this, or in so many
-        seconds from now."""
+        """The function that says how many steps may follow so many: up to those of an earlier answer, or else
+        for `seconds` from now."""
         steps = self.steps(which)
         return StepClock(1, seconds, clock) if steps is None else lambda done: steps - done
 
     def add(self, which: str, steps: int, request: Header) -> None:
-        """Keeps how many steps the answer is of, on the disk where there is one when this returns."""
+        """Stores the steps behind an answer, on the disk if there is a folder."""
         self._last.pop(which, None)
         self._last[which] = steps
         self._last = may_come_again(self._last, request)

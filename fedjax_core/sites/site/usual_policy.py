@@ -25,9 +25,9 @@ def usual_policy(site_file: SiteFile, study: Study, clients: Clients) -> Policy:
     """The policy of a site that has no file for it: the first study asked for is the only one, and its
     metrics may leave.
 
-    A site whose file names its study is a real one: it has the minimums of policies that are made
-    (`policy.SAFE`). One that is handed its study is a try in one's own process or trust domain: it has none,
-    and evaluates whatever model it is given."""
+    A site whose file names its study is a real one: it has the minimums of new policies (`policy.SAFE`). A
+    site that is handed its study is a trial in one's own process or trust domain: it has no minimums, and
+    evaluates any model."""
     # A range discloses single persons.
     sums = [name for name in preprocessing.leaving(study.prepare) if name != "range"]
     clients_ = ("clients",) if study.departments else ()
@@ -48,14 +48,12 @@ def usual_policy(site_file: SiteFile, study: Study, clients: Clients) -> Policy:
 
 
 def minimum_of(site_file: SiteFile) -> policy.Minimum:
-    """The minimums of a policy that is made for a site: of each class where its file names the column of
-    classes."""
+    """The minimums of a new policy for a site: of each class too if its file names the column of classes."""
     return policy.SAFE if site_file.labels is not None else dataclasses.replace(policy.SAFE, per_class=0)
 
 
 def metrics_of(study: Study, clients: Clients) -> list[str]:
-    """The names of all that is measured in training and in evaluation; raises where one of them could not be
-    told."""
+    """The names of all metrics in training and evaluation; raises if one could not be reported."""
     task, columns = study.round.algorithm.task, narrow(preprocessing.one_row(study.prepare, clients))
     steps = check_metrics(study.round, columns, study.batch_size)
     params = jax.eval_shape(task.init, keys.shape())
@@ -64,8 +62,8 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
 
 
 def protecting(study: Study, clients: Clients) -> tuple[bool, ...]:
-    """Of each exchange, whether its steps draw noise that protects the site's examples; raises where
-    departments would draw it openly."""
+    """For each exchange, whether its steps draw protecting noise; raises if departments would draw it
+    openly."""
     draws_noise = protecting_steps(
         study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size
     )

@@ -1,12 +1,11 @@
-"""TLS certificates for the machines of a consortium: one authority, and for every machine a key and a
-certificate with its names.
+"""TLS certificates for a consortium: one authority, and a key and a certificate for every machine.
 
     authority/ca.crt     to every machine: whom it trusts          authority/ca.key    stays with whoever makes certificates
     charite/node.crt     what the machine shows                    charite/node.key    stays on the machine
 
-Ray's TLS is mutual: who connects shows a certificate of the authority, too. So the authority is the door of
-the consortium; it signs what the consortium agreed on, and its key is kept like one. A machine is known by
-the names and addresses in its certificate.
+Ray's TLS is mutual: a machine that connects shows a certificate of the authority too. So the authority
+decides who is in the consortium, and its key is kept accordingly. A machine is identified by the names and
+addresses in its certificate.
 
 >>> import tempfile
 >>> folder = tempfile.TemporaryDirectory()
@@ -52,15 +51,15 @@ class CertificateError(ValueError):
 
 
 class WrongAuthority(CertificateError):
-    """Another authority signed it than the one that is trusted here."""
+    """The certificate was signed by another authority than the one trusted here."""
 
 
 class Expired(CertificateError):
-    """It is not valid now."""
+    """The certificate is not valid now."""
 
 
 class Files(NamedTuple):
-    """What one machine needs: its certificate, the key to it, and the authority's certificate."""
+    """The TLS files of one machine: its certificate, its key, and the authority's certificate."""
 
     certificate: Path
     key: Path
@@ -68,7 +67,7 @@ class Files(NamedTuple):
 
     @classmethod
     def named_by(cls, environment: Mapping[str, str]) -> "Files":
-        """The files that Ray's variables name; raises where one is not set."""
+        """The files that Ray's variables name; raises if one is not set."""
         if missing := [name for name in VARIABLES if not environment.get(name)]:
             raise CertificateError(
                 f"{' and '.join(missing)} is not set: it names a file that `fedjax-core certificates make` wrote"
@@ -77,15 +76,15 @@ class Files(NamedTuple):
 
     @property
     def environment(self) -> dict[str, str]:
-        """Ray's variables that have it use these files."""
+        """The environment variables by which Ray uses these files."""
         return {
             "RAY_USE_TLS": "1",
             **dict(zip(VARIABLES, (str(path.absolute()) for path in self), strict=True)),
         }
 
     def check(self, now: datetime | None = None) -> datetime:
-        """When the certificate ends; raises a `CertificateError` where the files do not fit each other, or
-        are not valid now."""
+        """Checks the files, and returns when the certificate ends; raises a `CertificateError` if they do not
+        fit or are not valid now."""
         now = now or datetime.now(UTC)
         certificate, authority = _certificate(self.certificate), _certificate(self.authority)
         key = _key(self.key)
@@ -112,18 +111,18 @@ class Files(NamedTuple):
 
 @dataclass(frozen=True)
 class Authority:
-    """Who signs the certificates of a consortium."""
+    """The authority that signs the certificates of a consortium."""
 
     folder: Path
 
     @property
     def certificate(self) -> Path:
-        """What every machine is given."""
+        """The authority's certificate, which every machine gets."""
         return self.folder / "ca.crt"
 
     @classmethod
     def make(cls, folder: str | os.PathLike[str], name: str = "consortium", days: int = 3650) -> "Authority":
-        """A new authority in a folder that has none."""
+        """Makes a new authority in a folder that has none."""
         authority = cls(Path(folder))
         key = ec.generate_private_key(ec.SECP256R1())
         _write_key(authority.folder / "ca.key", key)
@@ -139,8 +138,8 @@ class Authority:
     def issue(
         self, folder: str | os.PathLike[str], name: str, hosts: Sequence[str], days: int = 365
     ) -> Files:
-        """A key and a certificate in `folder` for the machine of these host names and addresses, and the
-        authority's beside them."""
+        """Makes a key and a certificate in `folder` for a machine with these host names and addresses, with a
+        copy of the authority's."""
         if not hosts:
             raise CertificateError(
                 f"the certificate of {name} needs the names or addresses by which the others reach the machine"
@@ -176,7 +175,7 @@ def hosts_of(path: str | os.PathLike[str]) -> list[str]:
 
 
 def describe(path: str | os.PathLike[str], now: datetime | None = None) -> str:
-    """One line: whose certificate it is, for which hosts, until when, and in how many days that is."""
+    """Describes a certificate in one line: subject, hosts, end, and days left."""
     one = _certificate(Path(path))
     try:
         hosts = ", ".join(hosts_of(path))

@@ -1,4 +1,4 @@
-"""Sites in threads of this process: for tries, and for tests."""
+"""`InProcess`: sites in threads of this process, for trials and tests."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ class InProcess:
     def __init__(self, sites: Sequence[Site]) -> None:
         self.sites: Mapping[str, Site] = {site.name: site for site in sites}
         self.failures: dict[str, Exception] = {}
-        """What sites raised over their last request; it is not in their replies, but here it is the user's
-        own code that did."""
+        """{site: exception} of their last requests; not in their replies, but here it is the user's own code
+        that raised."""
         self._shown: set[str] = set()
         self._threads = {name: ThreadPoolExecutor(1, thread_name_prefix=name) for name in self.sites}
 
     def send(self, site: str, request: Bytes) -> "Future[Reply]":
-        """A site works on one request at a time."""
+        """Queues a request: a site works on one at a time."""
         self.failures.pop(site, None)
         return self._threads[site].submit(self._handle, site, request)
 
@@ -42,14 +42,14 @@ class InProcess:
         return reply
 
     def take_back(self, future: "Future[Any]") -> None:
-        """What a site is at goes on, and what it has not begun is dropped."""
+        """Drops a request that the site has not begun."""
         future.cancel()
 
     def progress(self, site: str) -> int:
-        """Counted by the site."""
+        """The steps that the site has counted."""
         return self.sites[site].context.budget.steps
 
     def close(self) -> None:
-        """Waits for what the sites are at."""
+        """Waits for the work that sites have begun."""
         for thread in self._threads.values():
             thread.shutdown(wait=True, cancel_futures=True)

@@ -1,12 +1,10 @@
-"""Sites as long-lived Ray actors: Ray starts them where their data is, starts them again when they die, and
-carries bytes.
+"""`RayTransport`: sites as long-lived Ray actors, started where their data is, restarted when they die.
 
-A Ray cluster is one trust domain: who is in it can run code in it. So Ray is for one organisation, or for a
-consortium that agreed to be one domain; between others the transport is another. What crosses is signed
-envelopes and nothing else, but for the site's name when its actor is made: the actor reads the site's own
-file, which its own machine names (own_file.py), and imports what is installed there. Only to the sites of a
-Ray that this process starts itself, which is a try on one machine, is a `SiteFile` made in Python handed over
-as it is.
+A Ray cluster is one trust domain: anybody in it can run code in it. So Ray is for one organisation, or for a
+consortium that agreed to be one domain; others need another transport. Only signed envelopes cross, and the
+site's name when its actor is made: the actor reads the site's own file, which its own machine names
+(own_file.py), and imports what is installed there. A `SiteFile` made in Python is handed over only on a Ray
+that this process starts itself, a trial on one machine.
 
     no address    Ray is started on this machine: loopback, no dashboard, a token of this process
     an address    a cluster that runs already: refused without token authentication and TLS, unless insecure_local=True
@@ -39,8 +37,8 @@ log = logging.getLogger("fedjax_core")
 
 _START_SECONDS, _PROGRESS_SECONDS, _LOOK_SECONDS = 300.0, 5.0, 0.02
 _PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 30.0
-"""How long a site may have no node, how often that is looked at, how long a key that is there takes to come,
-and how often a site that could not start is started again."""
+"""How long a site may be without a node, how often that is checked, how long a key takes to arrive, and how
+often a site that could not start is restarted."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
 _TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
@@ -50,7 +48,7 @@ _SHORT = 64 << 10
 
 
 class RayTransport:
-    """Starts an actor for every site, and ends them when closed; a Ray that it started ends too."""
+    """Starts an actor for every site; `close` ends them, and a Ray that it started."""
 
     def __init__(
         self,
@@ -62,8 +60,8 @@ class RayTransport:
         insecure_local: bool = False,
         watched: bool = True,
     ) -> None:
-        """`watched`: whether sites can be asked for their progress while they work. A thread more at each
-        then makes every call dearer."""
+        """`watched`: whether sites can report their progress while they work. That takes one more thread at
+        each, which slows every call."""
         self.watched = watched
         self._started = start_ray(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
@@ -74,10 +72,9 @@ class RayTransport:
         # not restart them.
         self._handed: list[Any] = []
         self.keys: dict[str, PublicKey] = {}
-        """What each site says is its key: for a first meeting, where no roster is at hand."""
+        """{site: the public key that it reports}, for use without a roster."""
         self.away: dict[str, str] = {}
-        """The sites that did not start with the others, and why. What is sent to them waits in Ray until they
-        have."""
+        """{site: reason} of the sites that have not started. Requests to them wait in Ray until they have."""
         # site -> when it was last restarted, where its process runs but the site could not start
         self._tried: dict[str, float] = {}
         try:
@@ -121,10 +118,10 @@ class RayTransport:
             raise
 
     def send(self, site: str, request: Bytes) -> "Future[Reply]":
-        """A long request goes into the object store once, for all sites of a node; a long reply stays in the
-        site's until it is brought.
+        """Sends a request. A long one goes into the object store once, for all sites; a long reply stays in
+        the site's store until it is fetched.
 
-        Only in `wait` does the future become done.
+        The future becomes done only in `wait`.
         """
         if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
             self._tried[site] = time.monotonic()
@@ -134,8 +131,8 @@ class RayTransport:
         )
 
     def wait(self, replies: "Collection[Future[Any]]", seconds: float) -> "set[Future[Any]]":
-        """Those that are done, as soon as one is: by one wait for all, where Ray's own futures would take 100
-        us and a thread each."""
+        """The replies that are done, as soon as one is. Ray's own futures would take 100 us and a thread
+        each."""
         until, refs = time.monotonic() + seconds, [one.ref for one in replies if type(one) is _ActorReply]
         if not refs:
             return futures.wait(replies, seconds, futures.FIRST_COMPLETED).done
@@ -152,14 +149,13 @@ class RayTransport:
                 return done
 
     def take_back(self, future: "Future[Any]") -> None:
-        """Has a site not begin with what nobody waits for any more, if it has not yet: one that was away
-        would do all of it first."""
+        """Cancels a request that a site has not begun: a site that was away would do all old work first."""
         if type(future) is _ActorReply and not future.done():
             ray.cancel(future.ref)
 
     def _meet(self, files: dict[str, SiteFile], alone: bool) -> None:
-        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot where Ray is
-        this process's `alone`."""
+        """Waits until every site has started, or cannot; raises RuntimeError for one that cannot if Ray is
+        this process's own (`alone`)."""
         waiting = {actor.key.remote(): name for name, actor in self._actors.items()}
         began, warned = time.monotonic(), False
         while waiting:
@@ -190,8 +186,8 @@ class RayTransport:
                 )
 
     def _put(self, request: Bytes) -> Any:
-        """Where the request lies in the object store; a few of the last ones stay there, as sites are sent
-        the parts of one in turn."""
+        """The request's reference in the object store; the last few stay there, as sites get the parts of a
+        request in turn."""
         for sent, ref in reversed(self._stored):
             if sent is request:
                 return ref
@@ -201,7 +197,7 @@ class RayTransport:
         return self._stored[-1][1]
 
     def progress(self, site: str) -> int:
-        """Asked of the site in a thread beside that of its work; 0 where it does not say, or is not
+        """The site's steps so far, from a thread beside its work; 0 without an answer, or if not
         `watched`."""
         if not self.watched:
             return 0
@@ -224,15 +220,15 @@ class RayTransport:
 
 
 class _ActorReply(Future[Reply]):
-    """The reply of an actor, which is done once `RayTransport.wait` has seen that it is there, or that there
-    is none."""
+    """The future reply of an actor, done once `RayTransport.wait` has seen a reply or a failure."""
 
     def __init__(self, ref: Any) -> None:
         super().__init__()
         self.ref = ref
 
     def finished(self) -> "_ActorReply":
-        """Itself, done: whoever calls what it brings gets the reply, or what Ray raises instead."""
+        """Marks itself done, and returns itself: calling the result gives the reply, or raises Ray's
+        error."""
         ref = self.ref
         if not self.done():
             self.set_result(lambda: bytes_of(ref))  # of a long reply where it lies in the object store
@@ -240,8 +236,8 @@ class _ActorReply(Future[Reply]):
 
 
 def _key(name: str, ref: Any, seconds: float) -> PublicKey:
-    """The public key that a site's actor says is its own; raises RuntimeError with the reason of one that
-    could not start."""
+    """The public key that a site's actor reports; raises RuntimeError with the reason if the site could not
+    start."""
     try:
         text = bytes(bytes_of(ref, seconds)[:_TEXT]).decode("ascii", "replace")
     except (ray.exceptions.GetTimeoutError, NoReply, NotBytes) as error:
@@ -253,7 +249,7 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
 
 
 def _no_place(site_file: SiteFile) -> str | None:
-    """Why this Ray has no node for the site; None where it has one, or where that cannot be told."""
+    """Why this Ray has no node for the site; None if it has one, or if that is unknown."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # The other values are selectors in Ray's own syntax.
     plain = {name: value for name, value in site_file.node.items() if not value.startswith(("!", "in("))}

@@ -1,10 +1,9 @@
-"""Reads what an actor returned as bytes, and as nothing else: `ray.get` would unpickle it, which runs what
-its writer wants.
+"""Reads an actor's result as bytes only: `ray.get` would unpickle it, which runs its writer's code.
 
 Ray keeps `bytes` as they are, with metadata that say so (`RAW`), and everything else as a pickle. A site's
-worker is code on the site's machine, so what it returns is looked at by its metadata alone: `RAW` is read
-where it lies, and whatever else came is refused unread. Errors that a worker raised are pickles too, and Ray
-unpickles even those that nobody asked for, to print them: `leave_errors_unread`."""
+worker is code on the site's machine, so its result is judged by the metadata alone: `RAW` is read in place,
+and everything else is refused unread. A worker's exceptions are pickles too, and Ray unpickles even those
+that nobody asked for, to print them: hence `leave_errors_unread`."""
 
 from typing import Any
 
@@ -19,7 +18,7 @@ _worker: Any = ray_worker.global_worker  # this process's, whatever Ray it is pa
 
 
 class NotBytes(Refused):
-    """A site returned an object of Python, which is not read: it might be a program."""
+    """A site returned a Python object, which is not read: it might run code."""
 
     code = "not-bytes"
 
@@ -29,10 +28,10 @@ class NoReply(Exception):
 
 
 def bytes_of(ref: Any, seconds: float | None = None) -> Bytes:
-    """The bytes that an actor's method returned, where they lie.
+    """The bytes that an actor's method returned, in place.
 
-    Raises `NoReply` or `NotBytes` where it returned none, and Ray's `GetTimeoutError` after so many seconds
-    (None: however long)."""
+    Raises `NoReply` or `NotBytes` if it returned none, and Ray's `GetTimeoutError` after `seconds` (None: no
+    limit)."""
     ((data, metadata, *_),) = _worker.core_worker.get_objects(
         [ref], -1 if seconds is None else int(seconds * 1000)
     )
@@ -47,6 +46,6 @@ def bytes_of(ref: Any, seconds: float | None = None) -> Bytes:
 
 
 def leave_errors_unread() -> None:
-    """Has Ray drop the errors of actors that nobody asks for: it would unpickle each one to print it, with
-    whatever is in its text."""
+    """Makes Ray drop actors' errors that nobody asks for: it would unpickle each to print it, whatever its
+    text holds."""
     _worker.raise_errors = lambda *unread: None

@@ -1,5 +1,4 @@
-"""One Ray node as a process of its own, with less open than `ray start` leaves: on loopback, where several
-share a machine, or on its own.
+"""Runs one Ray node as a process of its own, with less exposed than by `ray start`.
 
     python -m fedjax_core.sites.transport.ray_node '{"head": true, "temp_dir": "/tmp/x"}'                     prints the head's address
     python -m fedjax_core.sites.transport.ray_node '{"address": "127.0.0.1:6379", "resources": {"charite": 1}, "temp_dir": "/tmp/y"}'
@@ -13,10 +12,10 @@ share a machine, or on its own.
     sends statistics of use to Ray's makers                              does not
     given 127.0.0.1 on Linux, listens on all networks                    listens there alone
 
-Each node needs a `temp_dir` of its own and of few letters, for sockets are in it. Security is Ray's own, from
-the environment: ray_security.py. As a module it ends, and its node with it, when its standard input does: so
-a node ends with whoever started it, even if that was killed; and it ends when one of the node's own processes
-dies.
+Several nodes on one machine stay on loopback. Each node needs its own `temp_dir`, with a short path, as
+sockets are in it. Security is Ray's own, from the environment: ray_security.py. As a module it ends, with its
+node, when its standard input does: so a node ends with the process that started it, even a killed one. It
+also ends when one of the node's own processes dies.
 """
 
 import contextlib
@@ -34,11 +33,10 @@ _OBJECT_STORE_BYTES = 256 << 20  # of memory that is taken as it is used
 
 
 def start(options: dict[str, Any]) -> Any:
-    """Starts the node that `about` describes: `head`, or the `address` of one; `resources`, `temp_dir`,
-    `name`.
+    """Starts a node by its `options`: `head`, or the `address` of one; `resources`, `temp_dir`, `name`.
 
-    `ip`: by which other machines reach it, and `port`: of a head; without them it is on loopback, at a port
-    that is free."""
+    `ip`: the address for other machines, and `port`: of a head; without them it is on loopback, at a free
+    port."""
     from ray._private.node import Node
     from ray._private.parameter import RayParams
 
@@ -72,8 +70,8 @@ def _wait_for_the_end(let_go: threading.Event) -> None:
 
 
 def run(options: dict[str, Any], let_go: threading.Event) -> bool:
-    """Runs the node that `about` describes until it is let go, also by SIGTERM and SIGINT, or dies: whether
-    it was let go.
+    """Runs a node by its `options` until `let_go` is set, also by SIGTERM and SIGINT, or it dies: whether it
+    was let go.
 
     For a process that does nothing else.
     """

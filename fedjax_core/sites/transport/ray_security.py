@@ -1,13 +1,12 @@
-"""What a Ray must have before a site joins it: a token that others cannot read, TLS with certificates that
-fit, and the right one at the other end.
+"""Security checks before a site joins a Ray: a private token, valid TLS certificates, the right peer.
 
     RAY_AUTH_MODE=token           RAY_AUTH_TOKEN_PATH=charite/token          who has no token is not heard
     RAY_USE_TLS=1                 RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY, RAY_TLS_CA_CERT: see certificates.py
 
-The same variables on every machine, for whatever starts or joins Ray there. With Ray 2.60, TLS (1.3, both
-ends showing certificates) covers all that goes between machines: its heads, nodes and workers, and the
-objects that move. What stays plain HTTP is each node's agent for runtime environments, which only its own
-node calls, and which the federation does not use.
+These variables are set on every machine, for the process that starts or joins Ray there. With Ray 2.60, TLS
+(1.3, both ends showing certificates) covers all traffic between machines: its heads, nodes and workers, and
+the objects that move. Only each node's agent for runtime environments stays plain HTTP; its own node calls
+it, and the federation does not use it.
 
 >>> lacking({})[0]
 'token authentication (RAY_AUTH_MODE=token)'
@@ -37,8 +36,7 @@ class InsecureRay(RuntimeError):
 
 
 def preflight(insecure_local: bool = False, address: str | None = None) -> None:
-    """Raises `InsecureRay` where this process would talk to Ray without a token or TLS, or to another Ray
-    than its own."""
+    """Raises `InsecureRay` if this process would talk to Ray without a token or TLS, or to another Ray."""
     if insecure_local:
         return
     missing = lacking(os.environ)
@@ -52,7 +50,7 @@ def preflight(insecure_local: bool = False, address: str | None = None) -> None:
 
 
 def lacking(environment: Mapping[str, str]) -> list[str]:
-    """What these variables lack for a safe Ray, in words; nothing where they have it all."""
+    """What these variables lack for a secure Ray, in words; empty if nothing."""
     missing = []
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         missing.append("token authentication (RAY_AUTH_MODE=token)")
@@ -69,8 +67,7 @@ def lacking(environment: Mapping[str, str]) -> list[str]:
 
 
 def greeting(address: str, files: Files) -> str | None:
-    """What is wrong with the Ray at `host:port`, as far as a TLS handshake with these files tells; None where
-    nothing is."""
+    """What a TLS handshake with these files finds wrong with the Ray at `host:port`; None if nothing."""
     host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(files.authority)
@@ -109,10 +106,10 @@ def greeting(address: str, files: Files) -> str | None:
 def equip(
     folder: str | os.PathLike[str], nodes: Mapping[str, Sequence[str]], days: int = 365
 ) -> dict[str, Files]:
-    """What each node needs, in folder/NODE: node.crt for its hosts, node.key, ca.crt and token, to be copied
-    to it and to nobody else.
+    """Makes each node's files in folder/NODE: node.crt for its hosts, node.key, ca.crt and token, to be
+    copied to that node only.
 
-    The authority and the token are in folder/authority, and made where they are not there yet: nodes may come
+    The authority and the token are in folder/authority, and made if missing: more nodes may be added
     later."""
     home = Path(folder) / "authority"
     authority = Authority(home) if (home / "ca.key").exists() else Authority.make(home)
@@ -131,11 +128,10 @@ def equip(
 def withdraw(
     folder: str | os.PathLike[str], names: Collection[str] = (), days: int = 365
 ) -> dict[str, Files]:
-    """What `equip` makes anew for every machine but those of these names: a new authority and a new token,
-    which no old file fits.
+    """Makes new files, with a new authority and token, for every machine but those named.
 
-    The old ones move to folder/withdrawn-N. They count until the others have their new folders, and Ray was
-    started again with these."""
+    The old files move to folder/withdrawn-N. They stay valid until the others have their new folders, and Ray
+    was restarted with these."""
     home = Path(folder)
     issued = {path.parent.name: path for path in sorted(home.glob("*/node.crt"))}
     issued |= {path.stem: path for path in sorted((home / "authority" / _ISSUED).glob("*.crt"))}
@@ -157,7 +153,7 @@ def withdraw(
 
 
 def environment(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """The variables under which Ray uses what `equip` wrote to this folder."""
+    """The environment variables by which Ray uses the files that `equip` wrote to this folder."""
     folder = Path(folder).absolute()
     files = Files(folder / "node.crt", folder / "node.key", folder / "ca.crt")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token"), **files.environment}
@@ -179,8 +175,8 @@ def _token(environment: Mapping[str, str]) -> str | None:
 
 @contextlib.contextmanager
 def on_loopback() -> Iterator[None]:
-    """Has Ray listen on loopback alone: asked for 127.0.0.1, on Linux it otherwise takes the machine's
-    address and listens everywhere."""
+    """Makes Ray listen on loopback alone: otherwise, on Linux, it replaces 127.0.0.1 by the machine's address
+    and listens everywhere."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER

@@ -1,7 +1,6 @@
-"""A site as a Ray actor: a process of its own, which reads its own file and imports what its own machine has
-installed.
+"""`SiteActor`: a site as a Ray actor, with the file and the code of its own machine.
 
-All that it gives to the other end is `bytes`: signed envelopes, its public key, a count of steps.
+It gives nothing but `bytes` to the other end: signed envelopes, its public key, a count of steps.
 """
 
 import contextlib
@@ -30,8 +29,7 @@ _NOTED = "errors.log in its folder says more"
 
 
 class Handed(NamedTuple):
-    """What the sites of a Ray that this process started are given, as they would be in this process: all of
-    it is the user's own."""
+    """The arguments for sites on a Ray that this process started, where everything is the user's own."""
 
     site_file: SiteFile
     study: Study | None
@@ -39,15 +37,14 @@ class Handed(NamedTuple):
 
 
 class SiteActor:
-    """A `Site` in a process of its own. It raises nothing: an exception would carry values of the data in its
-    text.
+    """A `Site` in a process of its own. It raises nothing, as an exception's text could contain data.
 
     Each method returns `bytes`, which is all that the other end reads.
     """
 
     def __init__(self, name: str, copy: Mapping[str, str], handed: Handed | None = None) -> None:
-        """The site of this name, by its own file on this machine, whatever the coordinator's `copy` says; or
-        the one `handed` over."""
+        """Opens the site of this name from its own file on this machine, checked against the coordinator's
+        `copy`; or the one `handed` over."""
         self._site: Site | None = None
         site_file = None
         try:
@@ -86,7 +83,7 @@ class SiteActor:
 
 
 class WatchedSite(SiteActor):
-    """One that says how far it is while it works."""
+    """A site that reports its progress while it works."""
 
     @ray.method(concurrency_group="watch")
     def progress(self) -> bytes:
@@ -95,8 +92,8 @@ class WatchedSite(SiteActor):
 
 
 def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
-    """Raises `NotOwn` where this process was to be another site than the one of its own file; that is in the
-    site's audit log, then."""
+    """Raises `NotOwn`, and records it in the site's audit log, if this process was to start from anything but
+    the site's own file."""
     try:
         if brought := _brought():
             raise NotOwn(
@@ -114,15 +111,15 @@ def _only_here(own: SiteFile, copy: Mapping[str, str]) -> None:
 
 
 def _brought() -> list[str]:
-    """What a runtime environment brings to this process, by the names of its settings: variables, or code
-    that would be imported here."""
+    """The settings of a Ray runtime environment in this process: variables, or code that would be imported
+    here."""
     environment = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
     return sorted(str(name) for name in environment)
 
 
 def _own_code_alone() -> None:
-    """Has this process import what is installed on its machine: Ray puts the folders of the coordinator's
-    script before all others."""
+    """Makes this process import only what is installed here: Ray puts the folders of the coordinator's script
+    before all others."""
     if ray.is_initialized():
         for folder in ray_worker.global_worker.core_worker.get_job_config().py_driver_sys_path:  # type: ignore[attr-defined]
             if folder in sys.path:
@@ -130,7 +127,7 @@ def _own_code_alone() -> None:
 
 
 def _note(folder: Path | None, error: Exception) -> None:
-    """Why a site could not start, in full, where only its staff reads it."""
+    """Writes why a site could not start, in full, to `errors.log`, which only its staff reads."""
     if folder is not None:
         with (
             contextlib.suppress(OSError),

@@ -1,5 +1,4 @@
-"""Joins a Ray that runs already, once it is protected, or starts one on this machine: on loopback, with a
-token, no dashboard."""
+"""Joins a running, protected Ray, or starts one on this machine: on loopback, with a token."""
 
 import contextlib
 import logging
@@ -29,7 +28,7 @@ _TOKEN = "Is the token the cluster's (RAY_AUTH_TOKEN, or the file in RAY_AUTH_TO
 
 
 def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bool) -> bool:
-    """Whether Ray was started here."""
+    """Joins or starts Ray; returns whether this process did, and so ends it."""
     leave_errors_unread()
     # What an actor prints might contain values of its data.
     quiet: dict[str, Any] = {
@@ -85,8 +84,8 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
 
 
 def check_nothing_is_carried(files: Sequence[SiteFile]) -> None:
-    """Raises where a site of a Ray that runs already was made in Python of more than its name and place: it
-    would not be the site's own."""
+    """Raises if a site on an existing Ray was made in Python with settings that only its own file may
+    have."""
     for site_file in files:
         if site_file.file is None and (carried := site_file.carried):
             raise ValueError(

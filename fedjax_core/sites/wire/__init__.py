@@ -1,9 +1,7 @@
-"""What the bytes between sites are: values as text, tensors, the signed envelope around them, whose keys
-count, and what carries them.
+"""The wire format: canonical text, tensors, signed envelopes, identities, replay protection, transports.
 
-{name: array} ─tensors.pack─► body ─envelope.encode─► bytes ═transport═► bytes ─envelope.decode─► header,
-{name: array}
-                                    signed by a key of identity.py            once only: replay.py
+{name: array} ─tensors.pack─► body ─envelope.encode─► bytes ═transport═► bytes ─envelope.decode─► Envelope
+                                    signed by a key of identity.py            accepted once: replay.py
 """
 
 from fedjax_core.sites.wire.envelope import (

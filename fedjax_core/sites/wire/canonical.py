@@ -1,8 +1,8 @@
-"""The one way in which a value is written as text, for what is signed.
+"""Canonical JSON: the one way in which a value is written as text, for signatures.
 
-Signatures and chains are over bytes, so a value may have only one spelling: JSON as `msgspec` writes it with
-sorted keys, without spaces or NaN. `loads`, and for a value of a known type `read`, refuse every other
-spelling, a key that is there twice, and nesting that would exhaust the stack.
+Signatures and chains cover bytes, so a value may have only one spelling: JSON as `msgspec` writes it, with
+sorted keys, without spaces or NaN. `loads`, and `read` for a value of a known type, refuse every other
+spelling, duplicate keys, and nesting that would exhaust the stack.
 
 >>> dumps({"weight": 3.0, "round": 3})
 b'{"round":3,"weight":3.0}'
@@ -28,7 +28,7 @@ Scalar = bool | int | float | str | None  # what a header, an audit entry and a 
 Integer = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[str, Meta(max_length=1024)]
 Value = bool | Integer | float | Text | None
-"""A `Scalar` as it is read; whether text is of one line, `is_scalar` tells."""
+"""The type of a `Scalar` for decoding; `is_scalar` checks that text is one line."""
 
 Bytes = bytes | memoryview  # of a message, where it lies
 
@@ -48,13 +48,13 @@ class DuplicateKey(Refused):
 
 
 class TooDeep(Refused):
-    """More levels than the format has."""
+    """The value has more levels of nesting than the format."""
 
     code = "too-deep"
 
 
 def dumps(value: Any) -> bytes:
-    """The value as canonical JSON; raises ValueError where it holds a number that is not finite."""
+    """The value as canonical JSON; raises ValueError for a number that is not finite."""
     raw = _ENCODER.encode(value)
     if b"null" in raw:  # which is written of None, but also of NaN and infinities
         json.dumps(msgspec.to_builtins(value, enc_hook=_plain), allow_nan=False)
@@ -62,14 +62,13 @@ def dumps(value: Any) -> bytes:
 
 
 def is_plain(raw: bytes) -> bool:
-    """Whether this canonical JSON is printable ASCII without escapes, so that each of its texts is one line:
-    a look at it all at once."""
+    """Whether canonical JSON is printable ASCII without escapes, so that each of its texts is one line."""
     return raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
 
 
 def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
-    """The value of canonical JSON; raises a `Refused` that calls it `what` for anything else, and for more
-    levels of nesting."""
+    """The value of canonical JSON; raises a `Refused`, naming it `what`, for anything else or deeper
+    nesting."""
     value = loads_loosely(raw, what, levels)
     try:
         same = dumps(value) == raw
@@ -86,8 +85,8 @@ def loads(raw: bytes, what: str = "the text", levels: int = 3) -> Any:
 def read(
     reader: msgspec.json.Decoder[T], raw: bytes, what: str, levels: int, bad: Callable[[Any, str], Refused]
 ) -> T:
-    """The value, of the reader's type, of canonical JSON; raises a `Refused` as `loads`, or `bad` (the value
-    as it is, what is wrong)."""
+    """The value of canonical JSON, in the reader's type; raises a `Refused` as `loads`, or `bad(value,
+    problem)` for another type."""
     try:
         value = reader.decode(raw)
         problem = "" if dumps(value) == raw else "an entry is missing, or of another type"
@@ -99,7 +98,7 @@ def read(
 
 
 def loads_loosely(raw: bytes, what: str, levels: int) -> Any:
-    """The value of JSON in any spelling, but without duplicate keys and with no more levels of nesting."""
+    """The value of JSON in any spelling, without duplicate keys and within the levels of nesting."""
     try:
         value = _DECODER.decode(raw.decode("utf-8"))
         deeper = _deeper(value, levels)
@@ -144,7 +143,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(value: object) -> object:
-    """NumPy's own float64 and str are such, and are written as such."""
+    """A NumPy float64 or str as the plain Python value; raises TypeError for other types."""
     for kind in (float, str):
         if isinstance(value, kind):
             return kind(value)
@@ -156,8 +155,8 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: `json.loads
 
 
 def is_scalar(value: object) -> bool:
-    """Whether the value may stand in a header or an audit entry: one short line of text, or a number of
-    ordinary size."""
+    """Whether a value may stand in a header or an audit entry: a short line, or a number of 64 bits at
+    most."""
     if isinstance(value, str):
         return len(value) <= 1024 and value.isprintable()
     if type(value) is int:
@@ -166,8 +165,7 @@ def is_scalar(value: object) -> bool:
 
 
 def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
-    """Names, however many, as fields that are short lines each: `field`, `field.2`, ...; `of_lines` reads
-    them.
+    """Any number of names as fields of short lines: `field`, `field.2`, ...; `of_lines` reads them.
 
     >>> in_lines("names", ["charite", "mayo"])
     {'names': 'charite mayo'}
@@ -178,6 +176,6 @@ def in_lines(field: str, names: Iterable[str]) -> dict[str, Scalar]:
 
 
 def of_lines(field: str, fields: Mapping[str, Scalar]) -> list[str]:
-    """The names that `in_lines` wrote under this field; none where there is no such field."""
+    """The names that `in_lines` wrote under this field; none without the field."""
     lines = [value for key, value in fields.items() if key.partition(".")[0] == field]
     return [name for line in lines if isinstance(line, str) for name in line.split()]

@@ -1,4 +1,4 @@
-"""The envelope: all that passes between sites and the coordinator, a signed header and tensors.
+"""The envelope: the signed message between sites and the coordinator, with a header and tensors.
 
     offset  size
     0       8        magic "fjx-env\\x01"
@@ -8,9 +8,9 @@
     ...     0-63     zeros, up to a multiple of 64, so that arrays can be used where they lie
     ...     size     body: tensors in the safetensors format
 
-Signing the header signs all, as the body's digest is in it. The order of checks is fixed: size, form, sender,
-signature, digest, and only then the tensors. Each failure is a `Refused` of its own class; nothing else is
-ever raised over bytes, whatever they hold. Nothing in a message is executed, and no pickle is opened.
+The header contains the body's digest, so its signature covers everything. The order of checks is fixed: size,
+form, sender, signature, digest, and only then the tensors. Each failure is a `Refused` of its own class; no
+bytes raise anything else. Nothing in a message is executed, and no pickle is opened.
 
 >>> import numpy as np
 >>> key = SiteKey.make("charite")
@@ -52,7 +52,7 @@ from fedjax_core.sites.wire.tensors import (
 )
 
 COORDINATOR, SITES = "coordinator", "sites"
-"""The names of who asks and of whom is asked: a broadcast is one message for all sites."""
+"""The sender and the recipient of requests: a broadcast is one message for all sites."""
 
 SCHEMA: Literal[1] = 1
 MAGIC = b"fjx-env\x01"
@@ -72,7 +72,7 @@ class NotAnEnvelope(Refused):
 
 
 class WrongSchema(Refused):
-    """Written in another version of the format."""
+    """The message is in another version of the format."""
 
     code = "wrong-schema"
 
@@ -96,13 +96,13 @@ class TamperedBody(Refused):
 
 
 class WrongRecipient(Refused):
-    """The message is for somebody else."""
+    """The message is for another recipient."""
 
     code = "wrong-recipient"
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a message says of itself. `encode` fills in the last four."""
+    """The header of a message. `encode` fills in the last four fields."""
 
     kind: str  # what it is: update, broadcast, metrics, ...
     run: str
@@ -119,8 +119,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     # small typed values: weight, examples, losses
     fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}
     head: str | UnsetType = UNSET
-    """The head of the sender's audit log, which the other end holds (held.py); not there where it keeps
-    none."""
+    """The head of the sender's audit log, which the other end holds (held.py); missing without a log."""
     schema: Literal[1] = SCHEMA
     key: str = ""  # fingerprint of the sender's key
     size: Count = 0  # bytes of the body
@@ -128,27 +127,26 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Envelope(NamedTuple):
-    """A message that was accepted."""
+    """An accepted message."""
 
     header: Header
     tensors: dict[str, np.ndarray]  # read-only views of the message
 
 
 def encode(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> Bytes:
-    """The message, signed by its sender; raises where the header could not be read back, or names another
-    sender than the key."""
+    """The signed message; raises ValueError for an unreadable header, or another sender than the key's."""
     return encode_both(header, tensors, key)[1]
 
 
 def encode_both(header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> tuple[Header, Bytes]:
-    """(the header with all entries filled in, the message), as `encode`."""
+    """(the completed header, the signed message), as `encode`."""
     header, head, body = _filled(header, tensors, key)
     return header, joined([*_opening(head, key), *body])
 
 
 class Draft:
-    """A message that is ready but for the head of its sender's log: so that the log may have the message
-    before it is signed."""
+    """A message without the head of its sender's log yet, so that the log can record it before it is
+    signed."""
 
     def __init__(self, header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey) -> None:
         """Raises as `encode`."""
@@ -156,13 +154,13 @@ class Draft:
         self._key = key
 
     def size(self, entry: int | None = None) -> int:
-        """Bytes of the message, with the head that is this entry of a log."""
+        """The bytes of the message, if its head is this entry of a log."""
         more = 0 if entry is None else len(f',"head":"{entry}:"') + 64
         start = len(MAGIC) + 4 + len(self._head) + more + _SIGNATURE
         return start + -start % ALIGN + self.header.size
 
     def signed(self, head: str | None = None) -> Bytes:
-        """The message, with this head."""
+        """The signed message, with this head."""
         raw = self._head if head is None else dumps(msgspec.structs.replace(self.header, head=head))
         return joined([*_opening(raw, self._key), *self.body])
 
@@ -170,7 +168,7 @@ class Draft:
 def _filled(
     header: Header, tensors: Mapping[str, np.ndarray], key: SiteKey
 ) -> tuple[Header, bytes, list[Any]]:
-    """(the header with all entries filled in, its bytes, those of the body in pieces)."""
+    """(the completed header, its bytes, the body's bytes in pieces)."""
     if key.name != header.sender:
         raise ValueError(
             f"the header names {header.sender!r} as sender, but the key is of {key.name!r}; a site signs for itself alone"
@@ -190,22 +188,21 @@ def _filled(
 
 
 def seal(head: bytes, body: bytes, key: SiteKey) -> bytes:
-    """The message made of these two, signed as they are: what tests forge messages with."""
+    """A message of any header and body bytes, signed as they are: tests forge messages with it."""
     return b"".join([*_opening(head, key), body])
 
 
 def _opening(head: bytes, key: SiteKey) -> list[bytes]:
-    """All that comes before the body."""
+    """Everything before the body: magic, header, signature and padding."""
     padding = -(len(MAGIC) + 4 + len(head) + _SIGNATURE) % ALIGN
     return [MAGIC, len(head).to_bytes(4, "little"), head, key.sign(_PURPOSE, head), bytes(padding)]
 
 
 def decode(message: Bytes, roster: Roster, *, recipient: str, limits: Limits = LIMITS) -> Envelope:
-    """The message, once it is known to be whole, meant for `recipient`, and its sender's; raises a `Refused`
-    otherwise.
+    """Verifies that a message is whole, authentic and for `recipient`, and reads it; else raises a `Refused`.
 
-    Whether it comes at the right time is the `ReplayGuard`'s to say, and whether it may be used `validate`'s.
-    No tensor is copied: the message stays in memory as long as its tensors do.
+    `ReplayGuard` checks its time, and `validate` whether its numbers may be used. No tensor is copied: the
+    message stays in memory as long as its tensors do.
     """
     view = memoryview(message).cast("B").toreadonly()
     if len(view) > limits.message_bytes:
@@ -236,12 +233,12 @@ def decode(message: Bytes, roster: Roster, *, recipient: str, limits: Limits = L
 
 
 def header_of(message: Bytes) -> Header:
-    """The header of a message of one's own making: nothing is verified."""
+    """The header of one's own message; verifies nothing."""
     return _parse(_read_head(memoryview(message), LIMITS)[0])
 
 
 def _read_head(view: memoryview, limits: Limits) -> tuple[bytes, int]:
-    """(the header's bytes, where the signature begins)."""
+    """(the header's bytes, the offset of the signature)."""
     if view[: len(MAGIC) - 1] != MAGIC[:-1]:
         check_no_pickle(view)
         raise NotAnEnvelope(
@@ -267,7 +264,7 @@ def _parse(head: bytes) -> Header:
 
 
 def _written(head: bytes) -> Header:
-    """As `_parse`, of bytes that were written here, which have the one spelling."""
+    """As `_parse`, for bytes written here, which are canonical."""
     try:
         return _checked(_HEADER.decode(head), head)
     except msgspec.MsgspecError:
@@ -275,8 +272,7 @@ def _written(head: bytes) -> Header:
 
 
 def _checked(header: Header, head: bytes) -> Header:
-    """The header that these bytes are, once what its type does not say is in order, too; raises a `Refused`
-    otherwise."""
+    """The header itself, after checks that its type does not express; raises a `Refused` otherwise."""
     _check_names(header.kind, header.run, header.sender, header.recipient)
     _check_digits(config=header.config, key=header.key)
     # Not through the cached check: no message has these digests twice.
@@ -294,7 +290,7 @@ def _checked(header: Header, head: bytes) -> Header:
 
 
 def _odd_field(fields: Mapping[str, object]) -> str | None:
-    """What is wrong with the first value that may not stand in a header, None where there is none."""
+    """The problem of the first value that may not stand in a header; None if there is none."""
     for name, value in fields.items():
         if not is_scalar(value) or (isinstance(value, float) and not math.isfinite(value)):
             return f"field {shown(name)} is no finite number of 64 bits, truth value, or line of text; send other things as a tensor"
@@ -303,7 +299,7 @@ def _odd_field(fields: Mapping[str, object]) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _check_names(kind: str, run: str, sender: str, recipient: str) -> None:
-    """Raises where one of these is no name; of the same ones again, nothing is done."""
+    """Raises unless all four are names (cached)."""
     for name, text in (("kind", kind), ("run", run), ("sender", sender), ("recipient", recipient)):
         if not NAME.fullmatch(text):
             raise BadHeader(
@@ -313,7 +309,7 @@ def _check_names(kind: str, run: str, sender: str, recipient: str) -> None:
 
 @lru_cache(maxsize=1024)
 def _check_digits(**texts: str) -> None:
-    """Raises where one of these is not of such digits; of the same ones again, nothing is done."""
+    """Raises unless all are hexadecimal digits (cached)."""
     for name, text in texts.items():
         if not _DIGITS.fullmatch(text):
             raise BadHeader(
@@ -323,7 +319,7 @@ def _check_digits(**texts: str) -> None:
 
 @lru_cache(maxsize=64)
 def _check_fields(*names: str) -> None:
-    """Raises where a field could not be called so; of the same ones again, nothing is done."""
+    """Raises unless all are names of fields (cached)."""
     for name in names:
         if not _FIELD.fullmatch(name):
             raise BadHeader(
@@ -332,7 +328,7 @@ def _check_fields(*names: str) -> None:
 
 
 def _bad(value: Any, problem: str) -> Refused:
-    """What is wrong with a header that is none: `found` in it, as `said`."""
+    """The error for a header that cannot be read: its decoded `value`, and the `problem`."""
     if not isinstance(value, dict):
         return BadHeader("the header is no table; the message was not written by fedjax_core.sites")
     if (theirs := value.get("schema")) != SCHEMA or type(theirs) is not int:

@@ -1,5 +1,4 @@
-"""Who a site is: an Ed25519 key made at the site, of which only the public half travels, and a roster of the
-keys that count.
+"""Identities: an Ed25519 key made at each site, and the roster of everybody's public keys.
 
     charite.key     private, PKCS#8 PEM, readable by its owner alone; never leaves the site
     charite.pub     charite = "ed25519:<base64>"          one line, sent to the coordinator by any means that cannot be forged
@@ -7,10 +6,10 @@ keys that count.
                     [revoked]  "ed25519:<base64>" = "why"
                     [examples] charite = 50000                    the largest number of examples agreed with it; see claims.py
 
-Keys are made and kept by `cryptography`; libsodium, in PyNaCl, signs and verifies, in little more than half
-the time: the same signatures. A signature is over a purpose and the data, so that one made for a message is
-none for an audit entry. The roster decides: the right key for another name, a revoked key and an unknown one
-are told apart, because the ways out differ.
+`cryptography` makes and stores keys; libsodium, in PyNaCl, signs and verifies the same signatures in little
+more than half the time. A signature covers a purpose and the data, so a message's signature is not valid for
+an audit entry. The roster decides: the right key for another name, a revoked key and an unknown key give
+different errors, because the ways out differ.
 
 >>> key = SiteKey.make("charite")
 >>> roster = Roster({"charite": key.public})
@@ -50,7 +49,7 @@ _SIGNATURE = 64  # bytes
 
 
 class UnknownSender(Refused):
-    """The roster does not have the name."""
+    """The sender's name is not in the roster."""
 
     code = "unknown-sender"
 
@@ -62,7 +61,7 @@ class RevokedKey(Refused):
 
 
 class WrongKey(Refused):
-    """Signed with a key that is not the sender's: another site's, or nobody's."""
+    """The message is signed with a key that is not the sender's: another site's, or nobody's."""
 
     code = "wrong-key"
 
@@ -75,13 +74,13 @@ class BadSignature(Refused):
 
 @dataclass(frozen=True)
 class PublicKey:
-    """The half of a key that everybody may know."""
+    """The public half of a key."""
 
     raw: bytes  # 32 bytes
 
     @classmethod
     def parse(cls, text: str) -> "PublicKey":
-        """The key in its text form; raises ValueError for anything else."""
+        """Reads a key in its text form; raises ValueError for anything else."""
         try:
             raw = base64.b64decode(text.removeprefix(_SCHEME), validate=True)
         except ValueError:
@@ -99,8 +98,7 @@ class PublicKey:
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits of its SHA-256: what two people compare by telephone, and what messages name
-        the key by."""
+        """32 hexadecimal digits of its SHA-256, to compare by telephone, and to name the key in messages."""
         return hashlib.sha256(self.raw).hexdigest()[:32]
 
     def fits(self, purpose: str, data: bytes, signature: bytes) -> bool:
@@ -123,12 +121,12 @@ class SiteKey:
 
     @classmethod
     def make(cls, name: str) -> "SiteKey":
-        """A new key from the operating system's randomness."""
+        """Makes a new key from the operating system's randomness."""
         return cls(check_name(name, "the site"), Ed25519PrivateKey.generate())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "SiteKey":
-        """The key in `<name>.key`; raises where others could have read it."""
+        """Loads the key in `<name>.key`; raises if others could have read it."""
         path = Path(path)
         pem = read_private(path, "this private key")
         try:
@@ -143,7 +141,7 @@ class SiteKey:
 
     @cached_property
     def public(self) -> PublicKey:
-        """The half that may travel."""
+        """The public half, which may travel."""
         return PublicKey(self.private.public_key().public_bytes_raw())
 
     @cached_property
@@ -156,19 +154,17 @@ class SiteKey:
         return f'{self.name} = "{self.public.text}"'
 
     def sign(self, purpose: str, data: bytes) -> bytes:
-        """64 bytes that only this key can make, over the data and what it is for."""
+        """The signature, 64 bytes, over the data and its purpose."""
         return crypto_sign(_tagged(purpose, data), self._signer)[:_SIGNATURE]
 
     def secret(self, purpose: str) -> bytes:
-        """32 bytes that only this key's holder can know, the same each time for the same purpose: HKDF-SHA256
-        of the private key."""
+        """32 secret bytes for a purpose, always the same: HKDF-SHA256 of the private key."""
         return HKDF(SHA256(), 32, salt=None, info=_tagged(purpose, b"")).derive(
             self.private.private_bytes_raw()
         )
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Writes `<name>.key` (mode 0600) and `<name>.pub`, and returns the path of the first; never over a
-        key that is there."""
+        """Writes `<name>.key` (mode 0600) and `<name>.pub`: the path of the first. Never overwrites a key."""
         path = Path(folder) / f"{self.name}.key"
         try:
             write_private(path, self.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
@@ -182,14 +178,14 @@ class SiteKey:
 
 @dataclass(frozen=True)
 class Roster:
-    """Whose key is whose, and which no longer count."""
+    """The public keys of all parties by name, and the revoked keys."""
 
     keys: Mapping[str, PublicKey]
     revoked: Mapping[PublicKey, str] = field(default_factory=dict)
     """Each withdrawn key, with the reason. A key may be in both tables: being revoked is what counts."""
     examples: Mapping[str, int] = field(default_factory=dict)
-    """The largest number of examples that was agreed on with a site; a site that is not here is compared with
-    the others (claims.py)."""
+    """The largest number of examples agreed on with a site; a site that is missing here is compared with the
+    others (claims.py)."""
 
     def __post_init__(self) -> None:
         owners: dict[PublicKey, str] = {}
@@ -212,8 +208,7 @@ class Roster:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> "Roster":
-        """The roster in a TOML file with the tables `keys` and, where there are any, `revoked` and
-        `examples`."""
+        """Reads a roster from a TOML file with the table `keys`, and optionally `revoked` and `examples`."""
         tables = _toml(path)
         if unknown := sorted(set(tables) - {"keys", "revoked", "examples"}):
             raise ValueError(
@@ -236,8 +231,7 @@ class Roster:
             raise ValueError(f"{path}: {error}") from None
 
     def verify(self, name: str, fingerprint: str, purpose: str, data: bytes, signature: bytes) -> None:
-        """Returns where `name`, whose key has the fingerprint, made the signature; else raises a `Refused`
-        that says what is wrong."""
+        """Raises a `Refused` unless the signature was made by `name` with the key of this fingerprint."""
         for key, reason in self.revoked.items():
             if key.fingerprint == fingerprint:
                 raise RevokedKey(

@@ -1,13 +1,13 @@
-"""Replay protection: `ReplayGuard` admits each message once, in its own run and round.
+"""Replay protection: `ReplayGuard` accepts each message once, in its own run and round.
 
-An authentic message can be sent again by whoever recorded it, or by a transport that retries. So senders
-number their messages, and the receiver remembers what it heard. The guard is a value: accepting gives another
+An authentic message can be sent again by anybody who recorded it, or by a transport that retries. So senders
+number their messages, and the receiver remembers the numbers. The guard is a value: accepting gives another
 one.
 
-Both ends hold theirs in memory, and begin with an empty one. A coordinator that was started again is safe
-from older replies all the same: a reply names the digest of what it answers, and was not written before that
-(`check_clock`). A site is asked again with the same bytes where it died at work, so it hears them again, and
-answers to the same bits.
+Both ends hold their guard in memory, and begin with an empty one. A restarted coordinator is safe from older
+replies all the same: a reply names the digest of what it answers, and was not written before that
+(`check_clock`). A site that died at work is sent the same bytes again, accepts them again, and answers with
+the same bits.
 
 >>> guard = ReplayGuard(run="heart-1", round=3).accept(sender="charite", run="heart-1", round=3, sequence=17)
 >>> guard.accept(sender="charite", run="heart-1", round=3, sequence=17)
@@ -22,7 +22,7 @@ import msgspec
 from fedjax_core.sites.refusal import Refused, shown
 
 SKEW_SECONDS = 300.0
-"""By how much the clocks of a site and the coordinator may differ."""
+"""How far the clocks of a site and the coordinator may differ."""
 
 _WINDOW = 256  # sequence numbers remembered of each sender: how far messages may overtake one another
 
@@ -46,7 +46,7 @@ class WrongRound(Refused):
 
 
 class ClockSkew(Refused):
-    """The sender's clock and ours differ by more than is allowed."""
+    """The clocks of the sender and the receiver differ by more than is allowed."""
 
     code = "clock-skew"
 
@@ -54,10 +54,10 @@ class ClockSkew(Refused):
 def check_clock(
     sender: str, created_unix_ms: int, *, earliest_unix_ms: int, latest_unix_ms: int, skew_seconds: float
 ) -> None:
-    """Returns where a message can have been written when it says; raises `ClockSkew` otherwise.
+    """Raises `ClockSkew` unless a message can have been written when it says.
 
-    It was written after what it answers and before it came: between the two, give or take the skew. So a slow
-    link or long work is no skew, however slow or long.
+    It must have been written between the message that it answers and its arrival, give or take the skew. So a
+    slow link or long work is no skew, however slow or long.
 
     >>> check_clock("oslo", 5_000, earliest_unix_ms=1_000, latest_unix_ms=9_000_000, skew_seconds=1.0)
     >>> check_clock("oslo", 5_000, earliest_unix_ms=65_000, latest_unix_ms=66_000, skew_seconds=1.0)
@@ -73,7 +73,7 @@ def check_clock(
 
 
 class ReplayGuard(msgspec.Struct, frozen=True):
-    """What has been heard in a run: admits every message once, and only in its round.
+    """The messages accepted so far in a run: accepts every message once, and only in its round.
 
     Sequence numbers of one sender grow, across its restarts too (a clock in nanoseconds will do). The last
     256 of each are kept, so messages may overtake one another by that many.
@@ -84,7 +84,7 @@ class ReplayGuard(msgspec.Struct, frozen=True):
     seen: Mapping[str, tuple[int, ...]] = {}  # sender -> the last sequence numbers, ascending
 
     def accept(self, *, sender: str, run: str, round: int, sequence: int) -> "ReplayGuard":
-        """The guard that has heard this message too; raises a `Refused` where it must not be heard."""
+        """The guard that has accepted this message too; raises a `Refused` if it must not be accepted."""
         if run != self.run:
             raise WrongRun(
                 f"{sender!r} speaks of run {shown(run)}, but this is {self.run!r}; it should join the present run"
@@ -110,6 +110,6 @@ class ReplayGuard(msgspec.Struct, frozen=True):
         return ReplayGuard(self.run, self.round, {**self.seen, sender: seen[-_WINDOW:]})
 
     def at(self, round: int) -> "ReplayGuard":
-        """The guard in another round. Sequence numbers stay: what was heard stays heard, also when a run
-        resumes from an earlier round."""
+        """The guard in another round. Sequence numbers stay: accepted messages stay so, even if a run resumes
+        from an earlier round."""
         return ReplayGuard(self.run, round, self.seen)

@@ -1,10 +1,10 @@
-"""Named tensors in the safetensors format, and back.
+"""Packs named tensors into bytes in the safetensors format, and unpacks them.
 
     {"['w']": array, ".bias[0]": array}  --pack-->  bytes  --unpack-->  {name: array}
 
-What is read is bytes with a dtype and a shape and nothing more: no code. `unpack` copies nothing: its arrays
-are read-only views of the bytes. It checks all that it reads, as whoever signed the bytes may still mean
-harm. What tree they are of is in `trees.py`.
+Reading gives only bytes with a dtype and a shape, never code. `unpack` copies nothing: its arrays are
+read-only views of the bytes. It checks everything, as the signer of the bytes may still be malicious.
+`trees.py` maps tensors to pytrees.
 
 >>> import numpy as np
 >>> body = pack({"['w']": np.ones((2, 3), np.float32)})
@@ -42,11 +42,11 @@ DTYPES: Mapping[str, np.dtype] = {
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
     "C64": np.dtype(np.complex64),
 }
-"""The dtypes that travel, by their names in the format."""
+"""The dtypes that can be sent, by their names in the format."""
 _CODES = {dtype: name for name, dtype in DTYPES.items()}
 
 ALIGN = 64
-"""Where an array lies at a multiple of so many bytes, XLA takes it on a CPU as it is: another of 100 MB is
+"""The alignment in bytes from which XLA uses an array in place on a CPU: an unaligned one of 100 MB is
 copied, in 40 to 50 ms."""
 _LONG = 1 << 22  # bytes
 _SMALL_INDEX = 64 << 10  # bytes: of such indexes some are kept as they were read
@@ -57,7 +57,7 @@ _CHUNK = 1 << 13
 
 
 class Oversize(Refused):
-    """Larger than the reader allows."""
+    """The message is larger than the reader allows."""
 
     code = "oversize"
 
@@ -75,19 +75,19 @@ class PicklePayload(Refused):
 
 
 class UnknownDtype(Refused):
-    """A dtype that does not travel."""
+    """A tensor has a dtype that cannot be sent."""
 
     code = "unknown-dtype"
 
 
 class TooManyTensors(Refused):
-    """More tensors than the reader allows."""
+    """There are more tensors than the reader allows."""
 
     code = "too-many-tensors"
 
 
 class TrailingBytes(Refused):
-    """Bytes after the end, which nobody would read."""
+    """There are bytes after the end, which nobody would read."""
 
     code = "trailing-bytes"
 
@@ -101,7 +101,7 @@ class NotFinite(Refused):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reader is ready to read; checked before memory is taken."""
+    """The most that a reader accepts; checked before memory is allocated."""
 
     message_bytes: int = 2 << 30
     header_bytes: int = 64 << 10
@@ -115,7 +115,7 @@ LIMITS = Limits()
 
 
 class _Place(msgspec.Struct, forbid_unknown_fields=True):
-    """What the index says of a tensor, as `safetensors` spells it."""
+    """The index entry of a tensor, as in `safetensors`."""
 
     dtype: str
     shape: list[Annotated[int, Meta(ge=0, le=1 << 48)]]
@@ -127,15 +127,15 @@ _INDEX = msgspec.json.Decoder(dict[str, _Place])
 
 def pack(tensors: Mapping[str, np.ndarray]) -> bytes:
     """The tensors in the safetensors format: the same bytes for the same tensors. Raises TypeError for a
-    dtype that does not travel."""
+    dtype that cannot be sent."""
     return b"".join(pieces(tensors))
 
 
 def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
-    """What `pack` puts together: the index, and then the numbers where they lie, of which nothing is copied.
+    """The pieces that `pack` joins: the index, then each tensor's numbers in place, without a copy.
 
-    Tensors whose length is a multiple of `ALIGN` come first and the index is filled up to one, so that most
-    lie at a multiple of it."""
+    The index is padded to a multiple of `ALIGN`, and tensors whose length is a multiple come first, so that
+    most are aligned."""
     index, order = _layout(tuple((name, tensor.dtype, tensor.shape) for name, tensor in tensors.items()))
     numbers = [
         np.ascontiguousarray(tensors[name], dtype).reshape(-1).view(np.uint8).data for name, dtype in order
@@ -147,7 +147,7 @@ def pieces(tensors: Mapping[str, np.ndarray]) -> list[memoryview]:
 def _layout(
     tensors: tuple[tuple[str, np.dtype, tuple[int, ...]], ...],
 ) -> tuple[bytes, list[tuple[str, np.dtype]]]:
-    """(the index of tensors of these names, dtypes and shapes, their order with the dtypes in which they are
+    """(the index of tensors with these names, dtypes and shapes, their order with the dtypes that are
     written)."""
     dtypes, shapes = {}, {}
     for name, dtype, shape in tensors:
@@ -170,7 +170,7 @@ def _layout(
 
 
 def joined(pieces: Sequence[Bytes]) -> Bytes:
-    """The pieces one after another, from a multiple of `ALIGN` on where they are long."""
+    """The pieces joined, in an aligned buffer if they are long."""
     if (length := sum(map(len, pieces))) < _LONG:
         return b"".join(pieces)
     buffer, end = aligned_buffer(length), 0
@@ -181,9 +181,9 @@ def joined(pieces: Sequence[Bytes]) -> Bytes:
 
 
 def aligned_buffer(length: int) -> np.ndarray:
-    """[length] uint8 of whatever was there, from a multiple of `ALIGN` on.
+    """[length] uint8, uninitialised and aligned to `ALIGN`.
 
-    NumPy takes large pages for it where there are any: 100 MB are filled in 20 ms, and as `bytes` in 73 ms.
+    NumPy uses large pages for it if there are any: 100 MB are filled in 20 ms, and as `bytes` in 73 ms.
     """
     buffer = np.empty(length + ALIGN, np.uint8)
     begin = -buffer.ctypes.data % ALIGN
@@ -191,8 +191,7 @@ def aligned_buffer(length: int) -> np.ndarray:
 
 
 def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
-    """The tensors in these bytes, as read-only views; raises a `Refused` for anything that is not exactly the
-    format within the limits."""
+    """The tensors in these bytes, as read-only views; raises a `Refused` for any other format or size."""
     view = memoryview(body).cast("B").toreadonly()
     check_no_pickle(view)
     if len(view) > limits.message_bytes:
@@ -230,7 +229,7 @@ def unpack(body: Bytes, limits: Limits = LIMITS) -> dict[str, np.ndarray]:
 
 
 def check_no_pickle(view: memoryview) -> None:
-    """Raises where the bytes begin as a pickle or a zip archive (as torch and numpy save them) does."""
+    """Raises if the bytes begin like a pickle or a zip archive, as torch and numpy save them."""
     start = bytes(view[:2])
     if (start[:1] == b"\x80" and start[1:] <= b"\x05" and bytes(view[-1:]) == b".") or start == b"PK":
         raise PicklePayload(
@@ -245,8 +244,8 @@ def _bad_name(name: str, limits: Limits) -> str | None:
 
 
 def _read_index(text: bytes) -> dict[str, _Place]:
-    """Where the tensors lie; spaces may follow, as the format allows, and other spellings are read unless a
-    key is there twice."""
+    """Reads the index; spaces may follow, as the format allows, and other spellings are accepted without
+    duplicate keys."""
     try:
         index = _INDEX.decode(text)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -261,8 +260,7 @@ def _read_index(text: bytes) -> dict[str, _Place]:
 
 @lru_cache(maxsize=64)
 def _places(text: bytes, limits: Limits) -> list[tuple[str, np.dtype, tuple[int, ...], int, int]]:
-    """(name, dtype, shape, begin, end) of each tensor that this index has, in the order in which they lie: of
-    the same index the same."""
+    """(name, dtype, shape, begin, end) of each tensor in an index, in their order in memory; cached."""
     index = _read_index(text)
     if len(index) > limits.tensors:
         raise TooManyTensors(
@@ -304,8 +302,7 @@ def _read_place(name: str, place: _Place, begin: int, limits: Limits) -> tuple[n
 
 
 def measure_update(tensors: Mapping[str, np.ndarray], beside: Collection[str]) -> float:
-    """The l2 norm of the tensors but for those `beside` the update; raises `NotFinite` where a number of any
-    is none."""
+    """The l2 norm of the tensors except those `beside` the update; raises `NotFinite` for NaN or infinity."""
     if not beside:
         return measure(tensors)
     measure({name: tensors[name] for name in beside})
@@ -313,8 +310,7 @@ def measure_update(tensors: Mapping[str, np.ndarray], beside: Collection[str]) -
 
 
 def measure(tensors: Mapping[str, np.ndarray]) -> float:
-    """The l2 norm of all numbers together, summed in float64; raises `NotFinite`, with the tensor's name,
-    where one is none."""
+    """The l2 norm of all numbers, summed in float64; raises `NotFinite` with the tensor's name."""
     total = 0.0
     for name, tensor in tensors.items():
         if tensor.dtype == np.bool_:

@@ -1,9 +1,9 @@
-"""A pytree as named tensors, and named tensors in a structure that the reader already has.
+"""Converts a pytree to named tensors, and named tensors to a structure that the reader already has.
 
     pytree  --named-->  {"['w']": array, ".bias[0]": array}  --place-->  pytree
 
-A leaf is called by its path, as JAX writes it. The structure comes from the reader (`eval_shape` of the
-report), never from the message. As bytes they are of `tensors.py`.
+A leaf is named by its path, as JAX writes it. The structure comes from the reader (`eval_shape` of the
+report), never from the message. `tensors.py` packs the tensors into bytes.
 
 >>> import numpy as np
 >>> from fedjax_core.sites.wire.tensors import pack, unpack
@@ -28,7 +28,7 @@ from fedjax_core.sites.refusal import Refused, listed
 
 
 class WrongStructure(Refused):
-    """Other tensors than the reader expects."""
+    """The tensors are not those that the reader expects."""
 
     code = "wrong-structure"
 
@@ -46,15 +46,14 @@ class WrongDtype(Refused):
 
 
 class LeafSpec(NamedTuple):
-    """What has to agree for a tensor to stand for a leaf."""
+    """The dtype and shape that a leaf's tensor must have."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def to_tensors(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves on the host, each called by its path; raises where a leaf cannot travel or two have one
-    name."""
+    """{path: leaf on the host}; raises if a leaf cannot be sent, or two have one name."""
     leaves, structure = jax.tree.flatten(tree)
     names = _names(structure)
     for name, leaf in zip(names, leaves, strict=True):
@@ -81,14 +80,13 @@ def leaf_specs(tree: Any) -> dict[str, LeafSpec]:
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The tensors in the structure of `like`, whose leaves may be `jax.ShapeDtypeStruct`s; raises a `Refused`
-    where they do not fit."""
+    """The tensors in the structure of `like` (arrays or `jax.ShapeDtypeStruct`s); raises a `Refused` if they
+    do not fit."""
     return TreeSpec.of(like).filled(tensors)
 
 
 def from_tensors_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
-    """The tensors in the structure of `like`; where that has a vector of length 0, as many numbers may come
-    as there are categories."""
+    """The tensors in the structure of `like`, where a vector of length 0 stands for one of any length."""
 
     def one(path: Any, leaf: np.ndarray) -> jax.ShapeDtypeStruct:
         given = tensors.get(jax.tree_util.keystr(path))
@@ -101,26 +99,24 @@ def from_tensors_open(tensors: Mapping[str, np.ndarray], like: Any) -> Any:
 
 
 class TreeSpec(NamedTuple):
-    """A structure that tensors are to be placed in, with what they must be: for whoever reads many of one
-    kind."""
+    """A structure for tensors, with their specs, prepared once for reading many messages of one kind."""
 
     structure: Any
     leaves: dict[str, LeafSpec]
 
     @classmethod
     def of(cls, like: Any) -> "TreeSpec":
-        """The form of this pytree, whose leaves may be `jax.ShapeDtypeStruct`s."""
+        """The spec of a pytree, whose leaves may be `jax.ShapeDtypeStruct`s."""
         return cls(jax.tree.structure(like), leaf_specs(like))
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
-        """The tensors in this structure; raises a `Refused` where they do not fit."""
+        """The tensors in this structure; raises a `Refused` if they do not fit."""
         check_specs(tensors, self.leaves)
         return jax.tree.unflatten(self.structure, [tensors[name] for name in self.leaves])
 
 
 def check_specs(tensors: Mapping[str, np.ndarray], expected: Mapping[str, LeafSpec]) -> None:
-    """Returns where the tensors are those expected, in name, shape and dtype; else raises a `Refused` that
-    names what is not."""
+    """Raises a `Refused`, with the difference, unless names, shapes and dtypes are as expected."""
     if tensors.keys() != expected.keys():
         missing, unexpected = (
             [n for n in expected if n not in tensors],
@@ -148,8 +144,7 @@ def check_specs(tensors: Mapping[str, np.ndarray], expected: Mapping[str, LeafSp
 
 @lru_cache(maxsize=256)
 def _names(structure: Any) -> list[str]:
-    """What the leaves of a tree of this structure are called, in their order: worked out anew it takes 5 to
-    10 us a leaf."""
+    """The names of the leaves of a structure, in their order; cached, as it takes 5 to 10 us a leaf."""
     numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
     return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(numbered)]
 
