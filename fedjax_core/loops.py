@@ -1,10 +1,10 @@
 """A round as plain Python loops: one client after another, one step after another, one report after another.
 
-No lanes, no schedule, no scan, no mask arithmetic of the engine. Whatever the engine does must end where this
-ends, and `fedjax_core.contracts` compares the two. It is slow, and everything in a round can be looked at:
+It has none of the engine's lanes, schedules, scans and mask arithmetic. The engine must give the same result,
+and `fedjax_core.contracts` compares the two. It is slow, but everything in a round can be looked at:
 
     Loops(..., jit=False)                       prints and a debugger work inside a client's steps
-    loops.run(state, cohort, each=print)        what every client does: its update, its weight, what it keeps, its metrics
+    loops.run(state, cohort, each=print)        every client's report: its update, its weight, what it keeps, its metrics
     jax.grad(f) of an f that calls loops.run    gradients through rounds
 
 >>> import optax
@@ -48,7 +48,7 @@ from fedjax_core.types import Array, Batch, Key, Params, Update
 
 
 class Visit(NamedTuple):
-    """What one client brought back from one exchange; those whose report was refused are not shown."""
+    """One client's report in one exchange; refused reports are not shown."""
 
     exchange: int
     client: int  # its position in the population
@@ -63,7 +63,7 @@ class Loops:
     `evaluate`.
 
     `batch_size`, `epochs`, `steps`, `seed` and `order` are those of `Simulator`. With `jit=False` a client's
-    steps are not compiled, so that `print`, `breakpoint()` and assertions on values work in them; all else of
+    steps are not compiled, so that `print`, `breakpoint()` and assertions on values work in them; the rest of
     a round never is."""
 
     def __init__(self, composed: Round, clients: Clients, jit: bool = True, **plan: Any) -> None:
@@ -91,8 +91,8 @@ class Loops:
         return self.round.init(key, len(self.clients), params)
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on); each on a model of its own
-        where it has one."""
+        """Evaluates the model on the examples of `clients` (default: those trained on); a client with a model
+        of its own on that."""
         return evaluate_state(
             self.round.algorithm,
             state,
@@ -120,7 +120,7 @@ class Loops:
         each: Callable[[Visit], Any] = lambda visit: None,
     ) -> tuple[State, dict[str, Any]]:
         """One round with the clients at these positions: (state, metrics that add). `each` is called with
-        what each client brought.
+        every client's `Visit`.
 
         The state given is never used up, whatever `donate` says.
         """
@@ -210,11 +210,11 @@ class Loops:
         return state._replace(round=state.round + 1), totals
 
     def places(self, cohort: Any) -> np.ndarray:
-        """The cohort's positions; of nobody, a place that is empty."""
+        """The cohort's positions; one empty place where there are none."""
         return np.asarray(cohort, np.int64) if len(cohort) else np.zeros(1, np.int64)
 
     def among(self, cohort: Any, refused: set[int]) -> Among:
-        """The cohort as its clients know it: those with examples, but for who was refused in this round."""
+        """The cohort as its clients know it: those with examples who were not refused in this round."""
         here = [
             len(cohort) > 0 and self.clients.sizes[i] > 0 and int(i) not in refused
             for i in self.places(cohort)
@@ -224,8 +224,8 @@ class Loops:
     def visit(
         self, e: int, state: State, message: Any, i: int, number: int, among: Among, place: int
     ) -> tuple[Encoded, list[Mapping[str, Any]]] | None:
-        """(what client i reports in exchange e, the metrics of its steps and of that); None from a client
-        with no examples."""
+        """(client i's report in exchange e, the metrics of its steps and its report); None for a client
+        without examples."""
         exchange, clients = self.round.algorithm.exchanges[e], self.clients
         positions = np.array([i])
         if not clients.sizes[i]:

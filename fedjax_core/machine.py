@@ -1,9 +1,8 @@
-"""What this process may use of its machine: the least of what the machine has and what its container or batch
-job gives.
+"""The memory and cores that this process may use: the least of what the machine has and what its container or
+batch job allows.
 
 A container shows all memory and cores of its host, and ends a process that takes more than its share. The
-share stands in control groups, of the first or the second version, of which each folder up to the root may
-set a limit.
+share is set by control groups, of version 1 or 2; each of their folders up to the root may set a limit.
 
 >>> 0 < memory_available() <= memory_limit()
 True
@@ -17,33 +16,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _GROUPS, _SELF, _MEMINFO = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"), Path("/proc/meminfo")
-_SOCKET_LETTERS = 107  # that the path of a Unix socket may have
+_SOCKET_LETTERS = 107  # letters that the path of a Unix socket may have
 _RAY_LETTERS = len("/fc-12345678/123/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store")
 
 
 def memory_limit() -> int:
-    """Bytes of memory that this process may use at most, by what it is and where it runs; 2^62 where the
-    system does not say."""
+    """Bytes of memory that this process may use at most; 2^62 where the system does not say."""
     return min([_physical(), *(limit for limit, _ in _groups_memory())])
 
 
 def memory_available() -> int:
-    """Bytes of memory that are free, or that the system can free at once, such as what it keeps of files."""
+    """Bytes of memory that are free, or that the system can free at once, such as its cache of files."""
     return max(0, min([_available(), *(limit - used for limit, used in _groups_memory())]))
 
 
 def cores() -> int:
-    """Processor cores that this process may use at once, at least one: by its affinity and by the quota of
-    its container."""
+    """The number of processor cores that this process may use at once, at least one: by its affinity and its
+    container's quota."""
     here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([here, *(int(quota) for quota in _quotas())]))
 
 
 def short_folder() -> Path:
-    """A folder for temporary files in which Ray's sockets fit, whose paths may have 107 letters; raises
-    ValueError where none does.
+    """A folder for temporary files with a path short enough for Ray's sockets, whose paths may have 107
+    letters; raises ValueError where none is.
 
-    That is the usual one, which RAY_TMPDIR or TMPDIR name, or /tmp where its path is too long.
+    It is the usual folder, that of RAY_TMPDIR or TMPDIR, or /tmp where its path is too long.
     """
     usual = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     for place in (usual, Path("/tmp")):
@@ -89,22 +87,22 @@ def _groups(controller: str) -> Iterator[Path]:
         )
         for root in dict.fromkeys(roots):
             inner = root / path.lstrip("/")
-            # In a container the path may be the host's; what is mounted is then the container's own group.
+            # In a container the path may be the host's; the mounted folder is then the container's own group.
             yield from (
                 place for place in (inner, *inner.parents) if place.is_relative_to(root) and place.is_dir()
             )
 
 
 def _groups_memory() -> Iterator[tuple[int, int]]:
-    """(limit, used) in bytes of each control group that limits memory; what the system keeps of files does
-    not count as used."""
+    """(limit, used) in bytes of each control group that limits memory; the cache of files does not count as
+    used."""
     for place in _groups("memory"):
         for most, now, kept in (
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
             limit, used = _number(place / most), _number(place / now)
-            if limit is not None and limit < 1 << 60:  # the first version has a huge number for none
+            if limit is not None and limit < 1 << 60:  # version 1 writes a huge number for no limit
                 yield limit, max(0, (used or 0) - _entry(place / "memory.stat", kept))
 
 

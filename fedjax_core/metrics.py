@@ -23,7 +23,7 @@ from fedjax_core.types import Array
 
 
 class _Addable:
-    """Leaves add; `sum()` and `float()` work."""
+    """The base of metrics: leaves add, and `sum()` and `float()` work."""
 
     def __add__(self, other):  # type: ignore[no-untyped-def]
         return jax.tree.map(lambda a, b: a + b, self, other)
@@ -48,7 +48,7 @@ class Mean(_Addable):
         """total / weight; NaN where there was nothing to average."""
         xp: Any = _home(self)
         total, weight = xp.asarray(self.total), xp.asarray(self.weight)
-        with np.errstate(all="ignore"):  # a sum that is not finite is told as it is
+        with np.errstate(all="ignore"):  # a sum that is not finite is shown as it is
             return xp.where(weight > 0, total / xp.where(weight > 0, weight, 1), xp.nan)
 
 
@@ -66,14 +66,14 @@ class Sum(_Addable):
 
 
 def _home(metric: Any) -> Any:
-    """NumPy where the numbers are on the host, as those that a round is recorded by: there it is ten times as
-    fast."""
+    """NumPy for numbers on the host, such as those recorded of a round, where it is ten times as fast; else
+    jax.numpy."""
     return np if all(isinstance(x, (np.ndarray, np.generic)) for x in jax.tree.leaves(metric)) else jnp
 
 
 def stacked(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The metrics of R rounds as one, leaves [R]; a metric that a round lacks is nothing there. Raises
-    ValueError where there is none."""
+    """The metrics of R rounds as one, leaves [R]; a metric that a round lacks counts as zero there. Raises
+    ValueError for no rounds."""
     if not seen:
         raise ValueError("run_many needs at least one cohort, got none")
     names = {name: next(m[name] for m in seen if name in m) for m in seen for name in m}
@@ -94,7 +94,7 @@ def mean(values: Array, weight: Array | float = 1.0) -> Mean:
 
 
 def add(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """The metrics of both; those of one name are summed.
+    """The metrics of both; those of the same name are summed.
 
     >>> {name: float(total) for name, total in add({"clients": Sum(1.0)}, {"clients": Sum(2.0), "refused": Sum(1.0)}).items()}
     {'clients': 3.0, 'refused': 1.0}
@@ -103,7 +103,7 @@ def add(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def summary(metrics: Mapping[str, Mean | Sum]) -> dict[str, float]:
-    """Plain floats to read and log, in one transfer from the device. Raises where a metric is not one number,
+    """The metrics as plain floats, in one transfer from the device. Raises where a metric is not one number,
     as of several rounds."""
     values = {name: np.asarray(metric.value) for name, metric in jax.device_get(dict(metrics)).items()}
     for name, value in values.items():
@@ -136,17 +136,17 @@ TAKEN = frozenset(
     + ("clients", "refused", "missing", "staleness", "stale", "ticks")  # a round's own
     + ("round", "kind")  # a record's own
 )
-"""What no metric of a task or an algorithm may be called, for it would be taken for something else."""
+"""Names that no metric of a task or an algorithm may have, for it would be taken for something else."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,55}")
 
 
 def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> None:
-    """Raises where one of these could not be the name of a metric everywhere: in records, in a site's reply,
+    """Raises where one of these names cannot be used for a metric everywhere: in records, in a site's reply,
     and in its policy.
 
-    `where` says whose they are, and `what` what they name. Simulators and sites ask it before the first
-    round.
+    `where` says whose names they are, and `what` what they name. Simulators and sites call it before the
+    first round.
 
     >>> check_names(["loss", "AUROC"], "the task")
     >>> check_names(["weight"], "the task")
@@ -166,8 +166,8 @@ def check_names(names: Iterable[Any], where: str, what: str = "a metric") -> Non
 
 
 def check_client_metrics(given: Any, where: str) -> None:
-    """Raises unless these are what a client's `step` and `finish` may give: {name: `Mean` or `Sum` of one
-    number}; arrays or shapes."""
+    """Raises unless these are metrics that a client's `step` or `finish` may give: {name: `Mean` or `Sum` of
+    one number}; arrays or shapes."""
     if not isinstance(given, Mapping):
         raise TypeError(
             f"{where} gives {type(given).__name__} for its metrics: give a dict, {{'loss': fc.metrics.mean(...)}}, or {{}}"

@@ -3,9 +3,9 @@ without them.
 
     v_i <- what client i keeps after some rounds by itself, with the server as it is;    the server does not move
 
-For Ditto a model of its own beside the global one, for FedPer a head under the shared layers, for FedALA a
-mixture. Evaluate on examples that were not trained on, beside the global model and beside those who took
-part:
+For Ditto that is a model beside the global one, for FedPer a head on the shared layers, for FedALA a mixture.
+Evaluate it on examples that were not trained on, and compare it with the global model and with clients who
+took part:
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, models
@@ -51,12 +51,12 @@ def newcomers(
     seed: int = 0,
     key: Key | None = None,
 ) -> Params:
-    """The models, leaves [N, ...], that `clients` who were in no round would use, after `rounds` by
-    themselves under the server of `state`.
+    """The models, leaves [N, ...], of `clients` who were in no round, after `rounds` by themselves under the
+    server of `state`.
 
-    What they keep begins as that of any client; layers that no server has are begun from `key`. The other
-    arguments are those of `fc.Simulator`. Raises where the algorithm gives clients no models of their own:
-    `fc.personalise` fits the global one to each."""
+    Their client state begins as any client's; layers that the server does not have begin from `key`. The
+    other arguments are those of `fc.Simulator`. Raises where the algorithm gives clients no models of their
+    own: `fc.personalise` fits the global one to each."""
     personal = algorithm.personal
     if personal is None:
         raise ValueError(
@@ -84,7 +84,7 @@ def newcomers(
 
 
 def _silent(exchange: Exchange) -> Exchange:
-    """The exchange without what goes up: clients do the same, and keep the same."""
+    """The exchange with nothing sent up: clients do the same, and keep the same."""
 
     def finish(message: Message, carry: Carry, seen: Seen) -> Report:
         return Report((), jnp.float32(0), own=exchange.client.finish(message, carry, seen).own)

@@ -1,4 +1,4 @@
-"""`run_many` of a backend that runs one round at a time.
+"""`one_by_one`: `run_many` for a backend that runs one round at a time.
 
 >>> from fedjax_core.metrics import Sum
 >>> def run(state, cohort, donate):
@@ -23,9 +23,9 @@ def one_by_one(
     *,
     donate: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-    """`run(state, cohort, donate=...)` for one cohort after another: (state, metrics with leaves [R]).
+    """Calls `run(state, cohort, donate=...)` for one cohort after another: (state, metrics with leaves [R]).
 
-    The first state is used up where `donate` says so, those between always.
+    The first state is used up if `donate`, those in between always.
     """
     each_round = []
     for r, cohort in enumerate(cohorts):

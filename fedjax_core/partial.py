@@ -1,12 +1,12 @@
-"""A part of a round: the reports of some clients to one message as one value, which is put together with
-other parts later.
+"""Partial aggregation: the reports of some clients to one message as one value, to be combined with other
+parts later.
 
     partial_round(composed)      server = (what was sent, value, weight, clients)      update = keep what was gathered
-    combine(parts)               the means of parts, by their weights, are the mean of all; and so are totals (`Aggregator.linear`)
+    combine(parts)               the mean of the parts' means, by their weights, is the mean of all; likewise totals (`Aggregator.linear`)
 
 Asynchronous runs gather clients that began from one version of the model, and a large site gathers its
 departments. A part is a `Round` of its own, so it runs wherever rounds run. What a stage does to the sum
-(noise) is left to whoever concludes the round.
+(noise) is left to the conclusion of the round.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -31,19 +31,20 @@ from fedjax_core.uplink.base import Sender, by_itself, chain
 
 
 class Gathered(NamedTuple):
-    """A message as it was sent, and what the reports to it came to."""
+    """A message as it was sent, and the aggregated reports to it."""
 
     params: Any
-    value: Update  # of the reports; zeros where there is none
+    value: Update  # of the reports; zeros where there are none
     weight: Array
     clients: Array
 
 
 def incompatibility(composed: Round, masked: bool = False) -> str | None:
-    """Why reports of this round cannot be gathered apart and put together later; None where they can.
+    """The reason why reports of this round cannot be gathered in parts and combined later; None where they
+    can.
 
-    `masked`: what is gathered is put under masks as one report, so reports that only their sum shows may be
-    gathered."""
+    `masked`: the gathered value is masked as one report, so reports whose sum alone may be seen can be
+    gathered too."""
     algorithm, state = composed.algorithm, state_shapes(composed)
     if len(algorithm.exchanges) > 1:
         return (
@@ -88,10 +89,10 @@ def incompatibility(composed: Round, masked: bool = False) -> str | None:
 
 @remembered(maxsize=32)
 def partial_round(composed: Round, masked: bool = False) -> Round:
-    """The round whose server is what was gathered; raises, with the reason, where that cannot be.
+    """The round whose server is the gathered value; raises, with the reason, where that cannot be.
 
-    `masked` is as of `incompatibility`: whole numbers are gathered, with no mask among those whose reports
-    they are."""
+    `masked` is that of `incompatibility`: whole numbers are gathered, with no masks between the gathered
+    clients."""
     if (reason := incompatibility(composed, masked)) is not None:
         raise ValueError(f"the reports of this round cannot be gathered apart: {reason}")
     algorithm = composed.algorithm
@@ -126,8 +127,8 @@ def partial_round(composed: Round, masked: bool = False) -> Round:
 
 
 def begin(gathers: Round, key: Key, round: int, sent: Any) -> State:
-    """The state from which a simulator of `gathers` gathers the reports to what was sent, in the draws of
-    this round."""
+    """The state from which a simulator of `gathers` gathers the reports to `sent`, with the draws of this
+    round."""
     state = state_shapes(gathers)
     return state._replace(
         server=gathers.algorithm.init(sent),
@@ -138,7 +139,7 @@ def begin(gathers: Round, key: Key, round: int, sent: Any) -> State:
 
 
 def combine(composed: Round, state: State, parts: list[tuple[Gathered, float]]) -> State:
-    """The round concluded from what was gathered in parts, each multiplied by its factor, at its weight."""
+    """Concludes the round from the parts, each multiplied by its factor, at its weight."""
     values = [(part.value, part.weight, part.clients, jnp.float32(factor)) for part, factor in parts]
     return _combine(composed)(state._replace(clients=()), values)  # type: ignore[arg-type]
 

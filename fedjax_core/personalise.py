@@ -1,9 +1,9 @@
-"""A model for each client: the one that is given, after local steps on the client's own examples.
+"""Fine-tuning: a model for each client, from a given one by local steps on the client's own examples.
 
     v_i <- local steps from x on the examples of client i;    nothing is sent, and nothing is averaged
 
-What a model such as Per-FedAvg's is good for, and the baseline that any personal algorithm has to beat:
-"fine-tune the global model". Evaluate on examples that were not trained on:
+It is the use of a model such as Per-FedAvg's, and the baseline that any personal algorithm has to beat.
+Evaluate on examples that were not trained on:
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import models
@@ -55,9 +55,9 @@ def personalise(
 ) -> Params:
     """Each client's own model, leaves [N, ...]: `params` after the steps of `local` on its examples.
 
-    `epochs` or `steps` say how much, `seed` how batches are drawn, and `key` what dropout draws, as for
-    `Simulator`. A client without examples has `params` itself. Give the result to `fc.evaluate(task, params,
-    held_out, personal=...)`."""
+    `epochs` or `steps` say how much, `seed` draws the batches, and `key` dropout, as for `Simulator`. A
+    client without examples keeps `params`. Give the result to `fc.evaluate(task, params, held_out,
+    personal=...)`."""
     begin, step = local_training(task, local)
 
     def finish(message: Params, carry: Local, seen: Seen) -> Report:

@@ -2,7 +2,7 @@
 study's hash.
 
     fedavg.<locals>.step        ->  fedavg.<1>      the second function that is written within fedavg
-    what `step` closes over     ->  in the order in which the source first mentions each
+    what `step` closes over     ->  in the order in which the source first mentions it
 
 Two processes with the same source give the same places, whatever Python they run. A function that was pickled
 on its way is found by equal code.
@@ -33,7 +33,7 @@ _COMPREHENSIONS = (
 
 
 def standing(function: types.FunctionType) -> str:
-    """The function's qualified name, with places for the names of those that are written within others."""
+    """The function's qualified name, with places instead of names for functions written within others."""
     top, _, within = function.__qualname__.partition(".<locals>.")
     if not within:
         return top
@@ -55,8 +55,8 @@ def captured(function: types.FunctionType) -> Iterator[Any]:
 
 
 def beginning(code: types.CodeType) -> str:
-    """The line in which a function begins, and of one without a name where what it computes begins: several
-    may be in a line."""
+    """The line in which a function begins; for a lambda the place where its body begins, as several may be in
+    a line."""
     columns = [column for line, _, column, _ in code.co_positions() if line == code.co_firstlineno and column]
     return (
         f"{code.co_firstlineno}:{min(columns, default=0)}"
@@ -75,8 +75,8 @@ def _written_in(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _first_mention(code: types.CodeType, name: str) -> tuple[int, int]:
-    """(line, column) at which the function, or one within it, first reads or writes a variable that is not
-    its own."""
+    """(line, column) where the function, or one within it, first reads or writes a variable that is not its
+    own."""
     mentions = [
         (op.positions.lineno or 0, op.positions.col_offset or 0)
         for op in dis.get_instructions(code)

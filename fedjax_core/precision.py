@@ -1,4 +1,4 @@
-"""Keeps in float32 what a server holds beside a model of fewer bits, as momentum in 16 bits would be lost.
+"""Keeps a server's state in float32 beside a model of fewer bits, as momentum in 16 bits would be lost.
 
 The model itself keeps its dtype, so clients are sent what they would be sent otherwise. The server computes
 its update in float32, and casts the result once.
@@ -22,7 +22,7 @@ from fedjax_core.types import Params, Server
 
 
 def in_32_bits(algorithm: Algorithm) -> Algorithm:
-    """The algorithm, whose server keeps in float32 at least what it has beside a model of fewer bits.
+    """The algorithm with a server that keeps all but the model in at least float32.
 
     The server's update is computed in float32, too, and its results are cast once. Clients are sent what they
     would be sent otherwise.
@@ -42,7 +42,7 @@ def in_32_bits(algorithm: Algorithm) -> Algorithm:
         )
 
     def plain(server: Server) -> Server:
-        """In the dtypes that the algorithm itself gives to what it keeps."""
+        """The server's state in the algorithm's own dtypes."""
         return tree.like(server, jax.eval_shape(algorithm.init, server.params))
 
     def exchange_of(exchange: Exchange) -> Exchange:

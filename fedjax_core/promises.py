@@ -1,5 +1,5 @@
-"""What would break the promise of a stage that adds noise: rules on the other pieces of a round, which
-`compose` asks.
+"""Rules that keep the promise of a stage that adds noise: `compose` checks the other pieces of a round
+against them.
 
 A noisy sum tells little of any one client only where nothing else of its data leaves: no report counts by a
 number that the client chooses, nothing is divided by how many there were, and no metric goes beside it. Each
@@ -27,10 +27,10 @@ from fedjax_core.uplink.base import Stage
 
 
 def kept(algorithm: Algorithm, uplink: Stage) -> Algorithm:
-    """The algorithm with the metrics of its clients' steps withheld where the uplink adds noise: they would
-    leave without.
+    """The algorithm without the metrics of its clients' steps where the uplink adds noise: they would leave
+    without noise.
 
-    An account with `open_metrics` lets them be seen, as in a simulation of what nobody is to be protected
+    An account with `open_metrics` lets them be seen, as in a simulation that nobody has to be protected
     from."""
     account = uplink.promises.account
     if uplink.promises.noise is None or getattr(account, "open_metrics", False):
@@ -57,7 +57,7 @@ def check(algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: 
 def broken(
     algorithm: Algorithm, uplink: Stage, aggregator: Aggregator, reports: list[Report]
 ) -> Iterator[str]:
-    """What breaks the promise, a sentence each; nothing where no noise is promised."""
+    """Yields what breaks the promise, a sentence each; nothing where no noise is promised."""
     promised, name = uplink.promises, uplink.name
     if promised.noise is None:
         return
@@ -83,7 +83,7 @@ def broken(
 
 
 def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) -> Iterator[str]:
-    """What leaves beside the update of exchange `e`."""
+    """Yields what leaves beside the update of exchange `e` without noise."""
     name, place = uplink.name, uplink.promises.at
     if algorithm.exchanges[e].slots > 1:
         yield (
@@ -114,7 +114,7 @@ def _of_a_report(algorithm: Algorithm, uplink: Stage, report: Report, e: int) ->
 
 
 def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
-    """What the server's update depends on of an `Aggregate`, besides its value and key."""
+    """The fields of an `Aggregate` that the server's update depends on, besides its value and key."""
     update = exchange.update
     assert update is not None
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
@@ -137,8 +137,8 @@ def _read(exchange: Exchange, server: Any, report: Report) -> list[str]:
 
 
 def weighs(algorithm: Algorithm, server: Any, e: int) -> tuple[bool, bool]:
-    """(whether the weight of a report depends on what the client worked on or keeps, whether on what it is
-    told by itself)."""
+    """(whether the weight of a report depends on the client's work or state, whether on the part of the
+    message that is its own)."""
     exchange, key = algorithm.exchanges[e], keys.shape()
     number: Any = jax.ShapeDtypeStruct((), jnp.float32)
     own = jax.eval_shape(algorithm.init_client, jax.eval_shape(algorithm.init_params, key))

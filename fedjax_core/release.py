@@ -1,12 +1,12 @@
-"""The release gate: attacks on a trained model ask who was trained on, before it goes to anybody else.
+"""The release gate: attacks a trained model to learn who was trained on, before it is given to anybody else.
 
     losses of members and of others  ─► loss attack ┐
     shadow runs on halves of both    ─► LiRA        ├─ for all, each site, each subgroup ─► blocked, where one is above a limit
     numbers in the model, rare levels ─► structure  ┘
 
-A passed gate is no promise: these attacks found nothing above the limits, and others may. Only differential
-privacy promises (docs/privacy.md). Shadow runs repeat the training on the same sites, each on a random half
-of the records of each, members and others together, so that a record is in about half of them.
+A passed gate is no promise: these attacks found nothing above the limits, but others may. Only differential
+privacy is a promise (docs/privacy.md). Shadow runs repeat the training on the same sites, each on a random
+half of the records of each, members and others together, so that a record is in about half of them.
 
 `fedjax-core release RUN_DIR --candidate module:function` does it for the newest checkpoint of a run; the
 function returns a `Candidate`."""
@@ -32,28 +32,28 @@ from fedjax_core.privacy import membership
 from fedjax_core.task import Task
 from fedjax_core.types import Batch, Params
 
-_AT_ONCE = 4096  # examples of which losses are computed
+_AT_ONCE = 4096  # examples whose losses are computed at once
 
 
 class Candidate(NamedTuple):
-    """A run whose model is to be released, and what it takes to attack it."""
+    """A run whose model is to be released, and what is needed to attack it."""
 
     simulator: Simulator
-    """As it was trained: its clients' records are the members."""
+    """The simulator that trained it: its clients' records are the members."""
     others: Clients
     """Records of the same sites, in their order, that were not trained on."""
     cohorts: Callable[[int], Any]
     rounds: int
     subgroup: str | None = None
-    """A column by whose values records are judged by themselves, too."""
+    """A column whose values define subgroups, which are judged by themselves too."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Above which a model is blocked."""
+    """The limits above which a model is blocked."""
 
     auc: float = 0.6
-    """Of an attack: 0.5 is chance."""
+    """The AUC of an attack: 0.5 is chance."""
     tpr: float = 0.05
     """The share of members that an attack finds at the rate `fpr` of false alarms."""
     fpr: float = 0.01
@@ -62,7 +62,7 @@ class Limits:
     level: int = 10
     """Fewer records than this at one level of a column of whole numbers."""
     least: int = 20
-    """A site or subgroup with fewer members or others is not judged by itself: its numbers would be
+    """A site or subgroup with fewer members or others than this is not judged by itself: its numbers would be
     chance."""
 
 
@@ -70,7 +70,7 @@ USUAL = Limits()
 
 
 class Finding(NamedTuple):
-    """One check, of all records, a site or a subgroup."""
+    """The result of one check, on all records, a site or a subgroup."""
 
     check: str
     group: str
@@ -81,11 +81,11 @@ class Finding(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the gate found."""
+    """The findings of the gate."""
 
     findings: list[Finding]
     probabilities: list[dict[str, Any]]
-    """A row a record: site, member, label, what the model says, the scores of the attacks."""
+    """A row a record: site, member, label, the model's outputs, the scores of the attacks."""
 
     @property
     def blocked(self) -> bool:
@@ -96,7 +96,7 @@ class Verdict(NamedTuple):
 def examine(
     candidate: Candidate, params: Params, *, shadows: int = 16, seed: int = 0, limits: Limits = USUAL
 ) -> Verdict:
-    """Attacks the model `params` by so many shadow runs, and looks at its structure."""
+    """Attacks the model `params` with this many shadow runs, and looks at its structure."""
     at_least(2, shadows=shadows)
     sim, task = candidate.simulator, candidate.simulator.round.algorithm.task
     if sim.clients.ids.tolist() != candidate.others.ids.tolist():
@@ -141,7 +141,7 @@ def examine(
 
 
 def write(verdict: Verdict, limits: Limits, folder: Path) -> None:
-    """Writes release.json and probabilities.csv, for their owner alone: they tell who was trained on."""
+    """Writes release.json and probabilities.csv, for their owner alone: they say who was trained on."""
     make_folder(folder)
     content = {
         "blocked": verdict.blocked,
@@ -209,7 +209,7 @@ def _structure(
 
 
 def _shadow(candidate: Candidate, columns: Any, inside: np.ndarray, starts: np.ndarray, seed: int) -> Params:
-    """The model of a run on these records."""
+    """The model of a shadow run on these records."""
     sim = candidate.simulator
     rows = [np.flatnonzero(inside[a:b]) + a for a, b in itertools.pairwise(starts)]
     clients = Clients.from_list(
@@ -233,7 +233,7 @@ def _joined(a: Any, b: Any) -> Any:
 
 
 def _losses(task: Task, params: Params, columns: Any) -> np.ndarray:
-    """[n] of each record by itself, as in evaluation."""
+    """[n] losses of single records, as in evaluation."""
     return np.concatenate(
         [np.asarray(task.evaluation(params, batch)["loss"], np.float64) for batch in _batches(columns)]
     )
@@ -247,7 +247,7 @@ def _batches(columns: Any) -> Iterator[Batch]:
 
 
 def _rows(task: Task, params: Params, columns: Any, more: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """A row a record: what is given, the label, and the probability of each class, where the task has
+    """A row a record: the columns `more`, the label, and the probability of each class if the task has
     classes."""
     table = dict(more)
     if isinstance(columns, Mapping) and "y" in columns and np.asarray(columns["y"]).ndim == 1:

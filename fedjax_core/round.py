@@ -1,4 +1,4 @@
-"""An algorithm, its uplink, aggregator and downlink as one `Round`: all that a backend ever sees.
+"""An algorithm, its uplink, aggregator and downlink as one `Round`: all that a backend sees.
 
 A round is one or more exchanges. For each, every backend does the same seven things. Only where
 they run differs:
@@ -11,8 +11,8 @@ they run differs:
     recovered    = round.recover(...)        clients who reported: what the server needs of those who dropped out
     state        = round.conclude(...)       server: aggregate, finish, update
 
-`fc.compose` (composition.py) builds a Round, and checks that its pieces fit. What crosses a round is in
-state.py."""
+`fc.compose` (composition.py) builds a Round, and checks that its pieces fit. state.py has what goes from
+round to round."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -78,8 +78,8 @@ class Round(NamedTuple):
     def broadcast(self, e: int, state: State, clients: Array | None = None) -> tuple[Any, State]:
         """What the server sends in an exchange, and the state with what the downlink keeps now.
 
-        `clients` [K]: the positions of those it is sent to, which an exchange with an `address` needs. What
-        is sent is then an `Addressed`, of which `told` finds the part of one.
+        `clients` [K]: the positions of the receivers, which an exchange with an `address` needs. It then
+        sends an `Addressed`, in which `told` finds a client's own part.
         """
         message = self._message(e, state.server)
         key, stage = keys.broadcast(state.key, state.round, e), self.downlink
@@ -95,8 +95,8 @@ class Round(NamedTuple):
         return sent, state._replace(downlink=(*state.downlink[:e], kept, *state.downlink[e + 1 :]))
 
     def listen(self, e: int, sent: Any) -> Message:
-        """The message that a client reads from what was sent, as the algorithm broadcasts it in shapes and
-        dtypes."""
+        """The message that a client reads from what was sent, in the shapes and dtypes that the algorithm
+        broadcasts."""
         if isinstance(sent, (Addressed, Told)):
             return type(sent)(self.listen(e, sent[0]), sent[1])
         algorithm = self.algorithm
@@ -106,7 +106,7 @@ class Round(NamedTuple):
         return tree.like(self.downlink.expand(self.downlink.init(shapes), sent, shapes), shapes)
 
     def told(self, e: int, state: State) -> Message:
-        """The message of exchange `e` as a client reads it; what the downlink keeps is not moved on."""
+        """The message of exchange `e` as a client reads it; the downlink's state is not advanced."""
         return base.told(self.listen(e, self.broadcast(e, state, jnp.zeros(1, jnp.int32))[0]), 0)
 
     def report_shapes(self, e: int, server: Server, own: Own) -> Report:
@@ -125,7 +125,7 @@ class Round(NamedTuple):
         return jax.eval_shape(visit, server, own, keys.shape())
 
     def received(self, update: Update) -> Update:
-        """The shapes in which updates of these shapes reach the aggregator: past the uplink, in 32 bits at
+        """The shapes in which updates of these shapes reach the aggregator: after the uplink, in 32 bits at
         least."""
         slot: Any = jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -162,7 +162,7 @@ class Round(NamedTuple):
     def report(
         self, e: int, message: Message, uplink: Any, kept: Kept, carry: Carry, seen: Seen, sender: Sender
     ) -> Encoded:
-        """The client's end of an exchange."""
+        """The client's report of an exchange: `finish`, then encode."""
         report = self.algorithm.exchanges[e].client.finish(message, carry, seen)
         weight = jnp.asarray(report.weight, jnp.float32)
         sent, uplink_state = self._stage(e).encode(
@@ -189,8 +189,8 @@ class Round(NamedTuple):
         return Slotted(update, slot), usable & (slot >= 0) & (slot < self.slots)
 
     def recover(self, e: int, state: State, kept: Kept, among: Among, reported: Array) -> Any:
-        """What clients reveal in a simulation once it is known whose reports count: [K, ...], zeros of all
-        others.
+        """What clients reveal in a simulation once it is known whose reports count: [K, ...], with zeros for
+        all others.
 
         `kept` [K, ...] is what they keep after the exchange. () where the uplink asks for nothing.
         """
@@ -219,14 +219,14 @@ class Round(NamedTuple):
         each: Each | None = None,
         secret: Key | None = None,
     ) -> State:
-        """The state after an exchange, once `acc` has the reports of `reported` [K] among those `here` [K].
+        """The state after an exchange; `acc` has the reports of the clients `reported` [K] among those `here`
+        [K].
 
-        `each` has their stats, where they have some.
-        `secret` is the key of noise that the server adds; where it is not given, it comes of the run's, which
-        is for simulations.
+        `each` has their stats, where they have some. `secret` is the key of noise that the server adds; by
+        default it is derived from the run's key, which is for simulations.
 
-        Where nobody reported the server stays as it is, its optimiser's momentum too; but not where a stage
-        makes something of nothing (noise, which is to be there whoever took part).
+        Where nobody reported the server stays as it is, its optimiser's momentum too, unless a stage makes
+        something of nothing (noise, which must be there whoever took part).
         """
         update = self.algorithm.exchanges[e].update
         if update is None:
@@ -253,17 +253,18 @@ class Round(NamedTuple):
         return state._replace(**dict(zip(_CONCLUDED, moved, strict=True)))
 
     def value(self, e: int, state: State, acc: Any) -> tuple[Any, Any]:
-        """What the aggregator makes of all reports, before the stages' `finish`, and what it keeps now."""
+        """(the aggregator's value of all reports, before the stages' `finish`; what the aggregator keeps
+        now)."""
         return self.aggregator.value(acc, state.aggregator[e], keys.aggregate(state.key, state.round, e))
 
     def finish(self, e: int, uplink: Any, met: Any, info: Info, key: Key) -> tuple[Update, Any]:
-        """The stages' second half: (what they make of the aggregator's value, what the server keeps for them
-        now)."""
+        """Runs the stages' `finish` on the aggregator's value: (the value after it, what the server keeps for
+        the stages now)."""
         stage = self._stage(e)
         if not self._slotted(e):
             return stage.finish(uplink, met, info._replace(shapes=_update_shapes(self, e)), key)
 
-        # of stages that keep nothing at the server, as `compose` sees to
+        # stages keep nothing at the server here, as `compose` ensures
         def one(slot: Array, met: Any) -> Update:
             secret = jax.random.fold_in(info.secret, slot)
             return stage.finish(uplink, met, info._replace(secret=secret), jax.random.fold_in(key, slot))[0]
@@ -272,7 +273,8 @@ class Round(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Into how many values reports meet: 1, or as many in every exchange in which clients report."""
+        """The number of values that reports are combined into: 1, or the same number in every exchange with
+        reports."""
         return max(
             (exchange.slots for exchange in self.algorithm.exchanges if exchange.update is not None),
             default=1,
@@ -291,12 +293,12 @@ class Round(NamedTuple):
         return self.algorithm.exchanges[e].update is None
 
     def _stage(self, e: int) -> Stage:
-        """The uplink of exchange `e`: nothing for one from which no report leaves."""
+        """The uplink of exchange `e`; an empty one where no report leaves."""
         return _SILENT if self._silent(e) else self.uplink
 
 
 _CONCLUDED = "server", "uplink", "aggregator"
-"""Of a state, what the conclusion of an exchange changes."""
+"""The fields of a state that the conclusion of an exchange changes."""
 _SILENT = stage("silent", encode=lambda state, own, update, sender: ((), own))
 
 
@@ -316,15 +318,15 @@ def state_shapes(composed: Round) -> State:
 
 @remembered(maxsize=64)
 def _update_shapes(composed: Round, e: int) -> Update:
-    """The shapes of the update of exchange `e`, traced once: whoever reads a report asks for them."""
+    """The shapes of the update of exchange `e`, traced once, as every reader of a report needs them."""
     algorithm, params = composed.algorithm, jax.eval_shape(composed.algorithm.init_params, keys.shape())
     own = jax.eval_shape(algorithm.init_client, params)
     return composed.report_shapes(e, jax.eval_shape(algorithm.init, params), own).update
 
 
 def nobody(exchange: Exchange, stats: Mapping[str, Any], cohort: int, population: int) -> Each | None:
-    """`Each` of a cohort of so many empty places, for stats of these shapes; None where the server reads
-    nothing of single clients."""
+    """An `Each` of a cohort of empty places, for stats of these shapes; None where the server reads nothing
+    of single clients."""
     if not stats and (exchange.reports != "all" or exchange.update is None):
         return None
     rows = {name: jnp.zeros((cohort, *x.shape), x.dtype) for name, x in stats.items()}

@@ -3,7 +3,8 @@ machines of their own.
 
     folder/coordinator/   coordinator.key .pub   roster.toml   study.toml   ray/   audit/   run/   result.json
     folder/sites/NAME/    NAME.key .pub   coordinator.pub   roster.toml   site.toml   policy.toml   expected.toml   data/   ray/   state/
-    folder/tls/authority/   the certificate authority: ca.key, token                                   folder/logs/   each process's output
+    folder/tls/authority/ the certificate authority: ca.key, token
+    folder/logs/          the output of each process
 
     setup.py      the folder: keys made at each site, certificates, a token, a roster, data, policies
     processes.py  a Ray node for the coordinator and one for each site, each with its own certificate, on loopback

@@ -1,9 +1,9 @@
 """The memory plan: what a run will hold on each device, predicted before it begins, and how full its lanes
 will be.
 
-What goes in and out is counted from shapes: data, state, schedule. What the program needs while it works (the
-lanes' carries, gradients, activations, accumulators) is the compiler's own account of it. A run that cannot
-fit is refused before it is compiled, by the shapes alone.
+Inputs and outputs (data, state, schedule) are counted from shapes. What the program needs while it runs (the
+lanes' carries, gradients, activations, accumulators) is the compiler's own count. A run that cannot fit is
+refused before it is compiled, by the shapes alone.
 
 >>> import numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -33,7 +33,7 @@ class MemoryPlan(NamedTuple):
     """Bytes on each device, and how the work is laid out. Prints as a table."""
 
     data: int  # the examples
-    state: int  # what the server keeps between rounds, and the clients as far as that is on the device
+    state: int  # what the server keeps between rounds, and client state as far as it is on the device
     schedule: int  # which batch of which client, for one round
     carries: int  # what the lanes of one device carry from step to step
     accumulators: int  # the reports so far, and the cohort's rows of what clients keep
@@ -42,10 +42,10 @@ class MemoryPlan(NamedTuple):
     working: int
     limit: int  # what the device has
     lanes: int  # over all devices
-    lanes_that_fit: int  # over all devices, by carries alone
+    lanes_that_fit: int  # over all devices, as far as carries decide it
     slots: int  # local steps that a lane takes in a round
     fill: float  # the share of the lanes' places that hold an example, for cohorts drawn at random
-    programs: int  # that a run of single rounds compiles
+    programs: int  # programs that a run of single rounds compiles
 
     @property
     def total(self) -> int:
@@ -94,8 +94,8 @@ def predict(
     batch_size: int,
     sharing: int = 1,
 ) -> MemoryPlan:
-    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` how many have
-    their row on the device.
+    """The plan from shapes alone; `steps` [N] are the local steps of each client, `population` the number of
+    clients whose rows are on the device.
 
     Lanes are spread over `devices`, and the model inside each is split in `parts`; `sharing` devices are
     cores with one memory."""
@@ -127,14 +127,14 @@ def predict(
 
 
 def with_program(plan: MemoryPlan, compiled: Any) -> MemoryPlan:
-    """The plan with what the compiler says that the program needs beside its arguments."""
+    """The plan, completed with the memory that the compiled program needs beside its arguments."""
     usage = compiled.memory_analysis()
     extra = usage.output_size_in_bytes - usage.alias_size_in_bytes
     return plan._replace(working=int(usage.temp_size_in_bytes + max(0, extra)))
 
 
 def with_reports(plan: MemoryPlan, composed: Round, cohort: int, show: tuple[str, ...]) -> MemoryPlan:
-    """The plan of a round that also gives back these pieces of the reports of all clients of a cohort."""
+    """The plan of a round that also returns these pieces of the reports of all clients of a cohort."""
     one = (
         state_shapes(composed).clients if "kept" in show else (),
         reports_of(composed)[0].update if "update" in show else (),
@@ -169,7 +169,7 @@ def check_fits(plan: MemoryPlan, rows: int) -> None:
 
 
 def check_state(state: State, parts: int, rows: int) -> None:
-    """Raises, before it is made, where a state of these shapes, split in so many `parts`, fits no device."""
+    """Raises, before it is made, where a state of these shapes, split in `parts` parts, fits no device."""
     nbytes, limit = -(-tree.nbytes(state[:-1]) // parts), device_bytes()  # all but the key
     if nbytes > limit:
         raise ValueError(
@@ -179,7 +179,7 @@ def check_state(state: State, parts: int, rows: int) -> None:
 
 
 def streams(clients: Clients, mapped: bool) -> bool:
-    """Whether the examples are better brought dispatch by dispatch: from files, or where they would fill half
+    """Whether the examples had better be brought dispatch by dispatch: they are in files, or would fill half
     of the device."""
     return mapped or clients.nbytes > device_bytes() // 2
 

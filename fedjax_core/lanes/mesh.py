@@ -1,13 +1,13 @@
 """Places arrays on a mesh of devices: lanes over its first axis, the model inside each lane over its second.
 
-    one axis     each device runs its own lanes in a loop of its own; one sum merges what they bring together
+    one axis     each device runs its own lanes in a loop of its own; one sum merges what they collect
     two axes     one program over all lanes, which XLA partitions both ways by where its arguments lie
 
-A core can be a device too. XLA alone has several cores only inside one operation, of which small ones are not
-worth it: on `cores()` each works through lanes of its own instead, and rounds of FedAvg take 0.7 (logistic
+A core can be a device too. By itself XLA uses several cores only inside one operation, which small operations
+do not repay. On `cores()` each core runs lanes of its own instead, and rounds of FedAvg take 0.7 (logistic
 regression, perceptron) to 0.5 (LSTM) of the time of one device with both cores (2-core x86); those of large
-convolutions, which XLA spreads well, about the same. So a simulator that is given no mesh asks for the cores
-when it is made (`usual`).
+convolutions, which XLA spreads well, about the same. So a simulator without a `mesh` asks for the cores when
+it is made (`usual`).
 
 >>> split((10, 64, 32), "model", 8)
 P(None, 'model', None)
@@ -33,14 +33,14 @@ from fedjax_core.types import Columns
 log = logging.getLogger("fedjax_core")
 
 _EVERY: Any = PartitionSpec()
-_ALIGNED = 64  # bytes: where an array begins at a multiple of so many, JAX on CPU works on it where it is
+_ALIGNED = 64  # bytes: JAX on CPU uses an array in place where it begins at a multiple of these
 
 
 def cores(count: int | None = None) -> Mesh:
-    """For a simulator's `mesh`: every device of this process, on a CPU one for each core that it may use; or
+    """A mesh for a simulator: every device of this process, on a CPU one for each core that it may use; or
     `count` of them.
 
-    How many devices a CPU is must be said before JAX begins, so call this before anything is computed; raises
+    JAX fixes the number of CPU devices when it begins, so call this before anything is computed; raises
     RuntimeError afterwards, unless JAX was begun with as many (`JAX_NUM_CPU_DEVICES=8`).
 
     >>> cores().axis_names
@@ -62,8 +62,7 @@ def cores(count: int | None = None) -> Mesh:
 
 
 def ask_for_cores(count: int) -> None:
-    """Has JAX begin with so many CPU devices, where it has not begun and nobody has said how many it shall
-    have."""
+    """Lets JAX begin with this many CPU devices, unless it has begun or the number is configured already."""
     if jax.config.values[
         "jax_num_cpu_devices"
     ] < 1 and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -72,11 +71,10 @@ def ask_for_cores(count: int) -> None:
 
 
 def usual(lanes: int | None) -> Mesh | None:
-    """The mesh of a simulator with this number of lanes (None: to be chosen) that is given none; None for one
-    device.
+    """The default mesh of a simulator with this number of lanes (None: to be chosen); None for one device.
 
-    That is all cores of a CPU. One device where JAX has begun with another number of them, which somebody may
-    have wanted; where these lanes cannot be spread evenly; on GPUs; and where several processes share the
+    It is all cores of a CPU. It is one device where JAX has begun with another number of them, which somebody
+    may have wanted; where these lanes cannot be spread evenly; on GPUs; and where several processes share the
     devices."""
     here, wanted = jax.local_device_count(), machine.cores()
     if jax.default_backend() != "cpu" or jax.process_count() > 1 or wanted == 1:
@@ -97,7 +95,7 @@ def _warn_of_idle_cores(count: int) -> None:
 
 
 class Placing:
-    """Where the state and the arrays of a dispatch lie, and how a program is spread; for one device where
+    """The placement of the state and of a dispatch's arrays, and how a program is spread; for one device if
     there is no mesh."""
 
     def __init__(self, mesh: Mesh | None) -> None:
@@ -105,27 +103,27 @@ class Placing:
             raise ValueError(
                 f"mesh must have one axis, for lanes, or a second one, for the model; this one has {mesh.axis_names}"
             )
-        # Of its axes XLA decides what lies where: a model is written without knowing of them.
+        # XLA decides how arrays lie along its axes: a model is written without knowing of them.
         self.mesh = (
             None
             if mesh is None
             else Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim)
         )
         self.devices = 1 if mesh is None else mesh.shape[mesh.axis_names[0]]
-        """Over how many devices the lanes are spread."""
+        """The number of devices that the lanes are spread over."""
         self.parts = 1 if mesh is None or len(mesh.axis_names) == 1 else mesh.shape[mesh.axis_names[1]]
-        """Over how many devices the model inside a lane is split."""
+        """The number of devices that the model inside a lane is split over."""
         self.loops = 1 if self.parts > 1 else self.devices
-        """How many loops run side by side, each with the examples of its own lanes."""
+        """The number of loops that run side by side, each with the examples of its own lanes."""
 
     @property
     def axis(self) -> str | None:
-        """The mesh axis over which loops meet, None where there is one loop."""
+        """The mesh axis over which loops are merged, None where there is one loop."""
         return None if self.mesh is None or self.parts > 1 else self.mesh.axis_names[0]
 
     @property
     def everywhere(self) -> NamedSharding | None:
-        """The same on every device."""
+        """The sharding with the same on every device."""
         return None if self.mesh is None else NamedSharding(self.mesh, _EVERY)
 
     @property
@@ -140,23 +138,23 @@ class Placing:
         )
 
     def data(self, columns: Columns) -> Columns:
-        """All examples, on every device; cores work on the same copy."""
+        """Puts all examples on every device; cores share one copy."""
         return jax.device_put(aligned(columns) if self.on_cores else columns, self.everywhere)
 
     def constants(self, arrays: Any) -> Any:
-        """What a model reads and nobody trains: split as the model is, or whole on every device; cores work
-        on the same copy."""
+        """Puts what a model reads and nobody trains: split as the model is, or whole on every device; cores
+        share one copy."""
         return jax.device_put(aligned(arrays) if self.on_cores else arrays, self.state(arrays))
 
     def state(self, state: Any) -> Any:
-        """Where each leaf of a state lies."""
+        """The sharding of each leaf of a state."""
         if self.mesh is None or self.parts == 1:
             return jax.tree.map(lambda x: self.everywhere, state)
         mesh, axis = self.mesh, self.mesh.axis_names[1]
         return jax.tree.map(lambda x: NamedSharding(mesh, split(jnp.shape(x), axis, self.parts)), state)
 
     def place(self, state: Any, packed: Packed) -> tuple[Any, Packed]:
-        """The state and the arrays of a dispatch where they belong."""
+        """Puts the state and the arrays of a dispatch where they belong."""
         if self.mesh is None:
             return state, packed
         mesh = self.mesh
@@ -195,7 +193,7 @@ class Placing:
 
 
 def aligned(columns: Columns) -> Columns:
-    """Copies that begin where JAX on CPU can work on them, on as many devices as there are."""
+    """Copies aligned so that JAX on CPU uses them in place, on all devices."""
 
     def copied(x: np.ndarray) -> np.ndarray:
         room = np.empty(x.nbytes + _ALIGNED, np.uint8)
@@ -208,8 +206,8 @@ def aligned(columns: Columns) -> Columns:
 
 
 def split(shape: tuple[int, ...], axis: str, parts: int) -> PartitionSpec:
-    """How an array of the model is split over `parts` devices: along its longest dimension that can be; small
-    ones are not."""
+    """The split of a model's array over `parts` devices: along its longest dimension that they divide; small
+    arrays are not split."""
     fits = [d for d, n in enumerate(shape) if n % parts == 0 and n >= parts]
     if len(shape) < 2 or not fits:
         return PartitionSpec()

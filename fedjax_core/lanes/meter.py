@@ -2,8 +2,8 @@
 
     waiting = sum over dispatches of max(0, dispatched - max(device done with the one before, host began to pack))
 
-Counted on the host while the device works; nothing in a round is slowed by it. The first dispatch of each
-program is left out of the rates, since it holds the compilation.
+The host counts while the device works, so no round is slowed by it. The first dispatch of each program is
+left out of the rates, since it holds the compilation.
 
 >>> meter = Meter()
 >>> meter.report()["examples/s"]
@@ -23,11 +23,11 @@ from fedjax_core.lanes.dispatch import Load
 
 
 class Meter:
-    """Adds up the dispatches of a simulator; `report` says how it went, `reset` begins anew."""
+    """Adds up the dispatches of a simulator; `report` gives their rates, `reset` begins anew."""
 
     def __init__(self, step: Callable[[], tuple[float, float]] = lambda: (math.nan, math.nan)) -> None:
         """`step` gives the operations of a local step, and the seconds at the hardware's peak; only `report`
-        asks."""
+        calls it."""
         self._step, self._step_cost = step, (math.nan, math.nan)
         self.programs, self.compile_seconds = 0, 0.0
         self._watcher: ThreadPoolExecutor | None = None
@@ -35,19 +35,19 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets all dispatches, but not how many programs were compiled."""
+        """Forgets all dispatches, but not the number of programs compiled."""
         self._clients = self._steps = self._examples = self._room = 0
         self._busy, self._waited, self._done = 0.0, 0.0, -math.inf
         self._last: Future[None] | None = None
 
     def compiled(self, seconds: float) -> None:
-        """A program was made ready in this time."""
+        """Counts a program that took this time to compile."""
         self.programs += 1
         self.compile_seconds += seconds
 
     def dispatched(self, work: Load, packing: float, result: Any) -> None:
-        """This work is under way: the host began to pack it at `packing` (by `time.perf_counter`), `result`
-        is an array that it gives."""
+        """Counts dispatched work: the host began to pack it at `packing` (by `time.perf_counter`), `result`
+        is one of its output arrays."""
         if self._watcher is None:
             self._watcher = ThreadPoolExecutor(1, thread_name_prefix="meter")
         self._last = self._watcher.submit(self._watch, work, packing, time.perf_counter(), result)
@@ -77,7 +77,7 @@ class Meter:
     def _watch(self, work: Load, packing: float, start: float, result: Any) -> None:
         try:
             jax.block_until_ready(result)
-        except Exception:  # whoever reads the result is told
+        except Exception:  # the reader of the result gets the error
             return
         now = time.perf_counter()
         with self._lock:

@@ -1,8 +1,8 @@
 """Packs clients of unequal work in lanes, so that every lane does nearly the same number of steps.
 
-Longest first onto the least loaded lane, which ends within one client's work of the best possible (Graham,
-1969: at most 4/3 of it). What is padding is only the tail of a lane and the last batch of a client; `fill`
-says how much of the slots is work.
+Clients go longest first onto the least loaded lane, which ends within one client's work of the best possible
+(Graham, 1969: at most 4/3 of it). Only the tail of a lane and the last batch of a client are padding; `fill`
+is the share of the slots that is work.
 
 >>> import numpy as np
 >>> lane, start = assign(np.array([3, 1, 2]), lanes=2)
@@ -20,23 +20,23 @@ from fedjax_core.work import Work
 
 
 class Schedule(NamedTuple):
-    """Which batch of which client each lane works on at each slot: arrays of numpy or JAX; rounds are stacked
+    """The client and batch that each lane works on at each slot: arrays of numpy or JAX; rounds are stacked
     in front."""
 
     rows: Any  # [S, L, B] int32: the example at each place, its complement for padding
     client: Any  # [S, L] int32: place in the cohort, K where the lane idles
     step: Any  # [S, L] int32: which of that client's local steps
-    slots: Any  # [L] int32: slots that the lane's device works through, the same for all lanes of a device
+    slots: Any  # [L] int32: slots that the lane's device runs, the same for all lanes of a device
 
 
 class Places(NamedTuple):
-    """A cohort as arrays: K places, of which the last may be empty (client N, drawn 0 times)."""
+    """A cohort as arrays: K places, the last of which may be empty (client N, drawn 0 times)."""
 
-    position: Any  # [K] int32: the row of what the client keeps
+    position: Any  # [K] int32: the row of the client's state
     address: Any  # [K, 2] uint32
     examples: Any  # [K] float32
     times: Any  # [K] float32: how often the client was drawn; its report counts that often
-    client: Any  # [K] int32, in the population: `position`, where what clients keep does not lie by cohorts
+    client: Any  # [K] int32, in the population; same as `position`, unless client state is stored by cohorts
 
 
 class Packed(NamedTuple):
@@ -49,7 +49,7 @@ class Packed(NamedTuple):
 
 
 def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
-    """For clients of these numbers of steps [K]: (lane [K], first slot [K])."""
+    """Assigns clients with these numbers of steps [K] to lanes: (lane [K], first slot [K])."""
     lane, start = np.zeros(len(steps), np.int64), np.zeros(len(steps), np.int64)
     # Longest clients first: the last lane to finish then waits at most one client's work.
     queue = [(0, i) for i in range(lanes)]
@@ -61,7 +61,7 @@ def assign(steps: np.ndarray, lanes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Layout(NamedTuple):
-    """Batches given client after client, and where each client's go."""
+    """Batches, client after client, and the lane and first slot of each client."""
 
     rows: np.ndarray  # [T, B] int32
     steps: np.ndarray  # [K] int64, sum T
@@ -70,12 +70,12 @@ class Layout(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """How many slots the fullest lane takes."""
+        """The number of slots of the fullest lane."""
         return int((self.start + self.steps).max(initial=0))
 
 
 def lay_out(rows: np.ndarray, steps: np.ndarray, lanes: int) -> Layout:
-    """The batches `rows` [T, B] of clients with these numbers of steps, in so many lanes."""
+    """Lays out the batches `rows` [T, B] of clients with these numbers of steps in lanes."""
     return Layout(rows, steps, *assign(steps, lanes))
 
 
@@ -106,12 +106,12 @@ def pack(layout: Layout, cohort: int, lanes: int, devices: int, capacity: int) -
 
 
 def slots_bound(steps: np.ndarray, cohort: int, lanes: int) -> int:
-    """Slots that hold any cohort of this size drawn from clients with these numbers of steps [N], all but
-    surely.
+    """The number of slots that holds any cohort of this size from clients with these numbers of steps [N],
+    all but surely.
 
     Longest-first packing ends by total / L + (1 - 1 / L) max. The total is at most that of the K largest
-    clients; where that would be far above what cohorts have in practice, it is taken as 8 standard deviations
-    above the mean of a random cohort."""
+    clients; where that is far above what cohorts have in practice, 8 standard deviations above the mean of a
+    random cohort are taken."""
     if not len(steps) or not cohort:
         return 1
     largest = np.sort(steps)[::-1][:cohort].sum()

@@ -3,8 +3,8 @@ round concludes.
 
     round ─► exchange: broadcast ─► collect (lanes, on each device) ─► merge over devices ─► conclude
 
-How many slots and rounds there are is data, so a new cohort runs the same program. On several devices each
-runs its share of the lanes in its own loop, and one sum merges the accumulators.
+The numbers of slots and rounds are data, so a new cohort runs the same program. On several devices each runs
+its share of the lanes in its own loop, and one sum merges the accumulators.
 """
 
 from functools import partial
@@ -33,8 +33,8 @@ def run_rounds(
     axis: str | None,
     show: tuple[str, ...] = (),
 ) -> tuple[State, Any]:
-    """The first `count` rounds of those packed, one after another: (state, what `run_round` found with leaves
-    [R])."""
+    """Runs the first `count` rounds of those packed, one after another: (state, what `run_round` gave
+    besides, with leaves [R])."""
 
     @partial(jax.jit, inline=True)  # traced once, for its shapes and for the loop
     def one(r: Array, state: State) -> tuple[State, Any]:
@@ -73,7 +73,7 @@ def run_round(
     """
     totals: dict[str, Any] = {"refused": Sum(jnp.float32(0))}
     visits: list[dict[str, Any]] = []
-    here: Array | None = None  # who has not been refused in this round so far
+    here: Array | None = None  # clients not refused in this round so far
     for e, exchange in enumerate(composed.algorithm.exchanges):
         sent, state = composed.broadcast(e, state, places.client)
         kept = tree.take(state.clients, places.position)
@@ -97,21 +97,22 @@ def run_round(
 
 
 def among_of(places: Places, here: Array | None) -> Among:
-    """The cohort as its clients know it: those with examples, but for who was refused in an exchange before
-    of the same round."""
+    """The cohort as its clients know it: those with examples who were not refused in an earlier exchange of
+    the round."""
     takes_part = (places.times > 0) & (places.examples > 0)
     return Among(places.address, takes_part if here is None else takes_part & here)
 
 
 def conclude(composed: Round, e: int, state: State, collected: Collected, kept: Kept, among: Among) -> State:
-    """The state that comes of what was collected in an exchange; `kept` [K, ...] is what clients keep now."""
+    """The state after an exchange, from what was collected in it; `kept` [K, ...] is what clients keep
+    now."""
     recovered = composed.recover(e, state, kept, among, collected.touched)
     came = collected.weight, collected.clients, among.here, collected.touched, recovered, collected.each
     return composed.conclude(e, state, collected.acc, *came)
 
 
 def _merge(composed: Round, collected: Collected, axis: str) -> Collected:
-    """What all devices collected, the same on each."""
+    """Merges what all devices collected; the result is the same on each."""
     if composed.aggregator.merge is tree.add:
         acc = lax.psum(collected.acc, axis)
     else:
@@ -141,5 +142,5 @@ def _merge(composed: Round, collected: Collected, axis: str) -> Collected:
 
 
 def _sum_bits(rows: Array, axis: str) -> Array:
-    """The sum over devices of rows of which all but one are zero; booleans too."""
+    """The sum over devices of rows that are zero on all devices but one; booleans too."""
     return lax.psum(rows.astype(jnp.int32), axis).astype(bool) if rows.dtype == bool else lax.psum(rows, axis)

@@ -15,17 +15,17 @@ from fedjax_core.round import Round, State
 from fedjax_core.types import Key, Params
 
 Run = Callable[[Round, State], tuple[State, Any]]
-"""What is done with a round and its state."""
+"""A function of a round and its state."""
 
 
 class Runs(Protocol):
-    """One or several rounds."""
+    """One or several rounds, run at once."""
 
     def init(self, key: Key, population: int, params: Params | None = None) -> State:
-        """The state of all before the first round."""
+        """The state of all runs before the first round."""
 
     def each(self, run: Run, state: State) -> tuple[State, Any]:
-        """`run(round, state)` for each, on its part of the state: (state, what else it gives)."""
+        """Calls `run(round, state)` for each round, on its part of the state: (state, what else it gives)."""
 
 
 class Alone(NamedTuple):
@@ -38,5 +38,5 @@ class Alone(NamedTuple):
         return self.round.init(key, population, params)
 
     def each(self, run: Run, state: State) -> tuple[State, Any]:
-        """`run(round, state)`."""
+        """Calls `run(round, state)`."""
         return run(self.round, state)

@@ -47,9 +47,9 @@ from fedjax_core.xla.options import compiler_options
 
 log = logging.getLogger("fedjax_core")
 
-_USUAL_COHORT = 1000  # where lanes are asked for before any cohort is known
-_DEVICES = "devices of a simulator that was given no mesh"  # what a run keeps of it, beside what was measured
-_STREAMED_BYTES = 1 << 28  # of examples in one dispatch of several rounds
+_USUAL_COHORT = 1000  # clients, where lanes are asked for before any cohort is known
+_DEVICES = "devices of a simulator that was given no mesh"  # a run keeps their number with its measurements
+_STREAMED_BYTES = 1 << 28  # bytes of examples in one dispatch of several rounds
 
 
 class Simulator:
@@ -59,19 +59,18 @@ class Simulator:
     A round gives each client `epochs` passes over its data (default 1), or `steps` batches of an epoch that
     goes on across rounds, or the batches named by `order` (see `fedjax_core.data.batches.Plan`). Either may
     be a function (round, positions [K]) -> [K], for clients that do different amounts of work. `seed` draws
-    the shuffles, whatever the key that `init` and `fc.fit` are given: for another repetition change it, too,
-    and the seed of the cohorts.
+    the shuffles, whatever the key of `init` and `fc.fit`: for another repetition change it too, and the seed
+    of the cohorts.
 
-    The rest changes only how fast, and the answer is the same beyond rounding. `lanes`: an int, or "auto",
-    which times a few numbers of lanes on this model and device and remembers the best. `mesh`: a
+    The other arguments change only the speed, and the answer is the same up to rounding. `lanes`: an int, or
+    "auto", which times a few numbers of lanes on this model and device and remembers the best. `mesh`: a
     `jax.sharding.Mesh` whose first axis lanes are spread over; a second one splits the model inside each
-    lane; None: one device. The default is all cores of a CPU, `fc.cores()`, where JAX has not begun with
-    another number of devices or `client_state` is on the host, and one device of any other kind. `stream`:
-    whether a dispatch brings its
-    cohorts' examples, instead of all examples being on the device from the start; by default where the data
-    is memory-mapped, or takes more than half of the device's memory. `client_state`: where what clients keep
-    between rounds is held, "device", "host", or a folder; see `fedjax_core.client_state`. `runs`: several
-    rounds at once that are all like `composed`, as `Sweep` has them."""
+    lane; None: one device. The default is all cores of a CPU, `fc.cores()`, and one device of any other kind;
+    one device too where JAX has begun with another number of them, or `client_state` is on the host.
+    `stream`: whether a dispatch brings its cohorts' examples, instead of all examples being on the device
+    from the start; by default where the data is memory-mapped, or takes more than half of the device's
+    memory. `client_state`: where client state is held: "device", "host", or a folder; see
+    `fedjax_core.client_state`. `runs`: several rounds at once that are all like `composed`, as in `Sweep`."""
 
     def __init__(
         self,
@@ -101,9 +100,9 @@ class Simulator:
         if self._mesh != "auto":
             self._placing = Placing(self._mesh)
         self.meter = Meter(self._step_cost)
-        """How fast it goes: `meter.report()`."""
+        """The speed so far: `meter.report()`."""
         self.traces = 0
-        """How many programs were made; more than one for each number of rounds a dispatch means a cohort
+        """The number of programs made; more than one for each number of rounds a dispatch means that a cohort
         outgrew its buffers."""
         self._lanes: int | None = None if lanes == "auto" else int(lanes)
         self.streams = memory.streams(clients, mapped(clients.columns)) if stream is None else stream
@@ -124,8 +123,8 @@ class Simulator:
 
     @cached_property
     def _placing(self) -> Placing:
-        """Where arrays lie. A run that goes on from a checkpoint goes by the devices that it began with,
-        where there are as many."""
+        """The placement of arrays. A run that goes on from a checkpoint uses as many devices as it began
+        with, if there are as many."""
         if self._mesh != "auto":
             return Placing(self._mesh)
         before, mesh = tuning_cache.before(_DEVICES), usual(self._lanes)
@@ -136,7 +135,7 @@ class Simulator:
 
     @cached_property
     def _data(self) -> Columns:
-        """All examples, on the devices; nothing where a dispatch brings its own."""
+        """All examples, on the devices; empty where a dispatch brings its own."""
         return () if self.streams else self._placing.data(narrow(self.clients.columns))
 
     @property
@@ -146,8 +145,7 @@ class Simulator:
 
     @property
     def lanes(self) -> int:
-        """The number of lanes, over all devices; where it was left to be chosen, that is done when first
-        asked for."""
+        """The number of lanes, over all devices; with `lanes="auto"` it is chosen at the first use."""
         return self._lanes_known(min(len(self.clients), _USUAL_COHORT))
 
     def init(self, key: Key, params: Params | None = None) -> State:
@@ -171,10 +169,10 @@ class Simulator:
     def inspect(
         self, state: State, cohort: Any, pieces: Sequence[str] = PIECES
     ) -> tuple[State, dict[str, Any], tuple[Visits, ...]]:
-        """One round as by `run`, and what each client brought: (state, metrics, the `Visits` of each
+        """Runs one round as `run` does, and keeps the clients' reports: (state, metrics, the `Visits` of each
         exchange).
 
-        `pieces` names what is wanted of every report, for each takes the memory of K; see
+        `pieces` names the pieces of every report to keep, each of which takes the memory of K; see
         `fedjax_core.lanes.inspection`."""
         checked, show = as_cohort(cohort, len(self.clients)), check_pieces(pieces)
         self.reserve(len(checked.clients))
@@ -204,11 +202,11 @@ class Simulator:
         return state, groups[0] if len(groups) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x), *groups)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
-        """Makes room for cohorts of up to this size, and so many rounds in a dispatch, so that smaller ones
-        run the same program.
+        """Makes room for cohorts of up to this size, and for this many rounds in a dispatch, so that smaller
+        ones run the same program.
 
-        Called before the first round at best: a cohort or a dispatch that outgrows its room compiles a larger
-        program. Raises where the device has not the memory, with the numbers and what to change.
+        Best called before the first round: a cohort or a dispatch that outgrows its room compiles a larger
+        program. Raises where the device lacks the memory, with the numbers and what to change.
         """
         self._most_rounds, cohort_size = max(self._most_rounds, rounds), max(1, cohort_size)
         if cohort_size <= self._feed.cohort_size:
@@ -218,8 +216,8 @@ class Simulator:
         memory.check_fits(self._planned(cohort_size), self._kept_on_device(cohort_size))
 
     def plan(self, cohort_size: int) -> memory.MemoryPlan:
-        """What rounds with so many clients will hold on each device, and how full the lanes will be; compiles
-        the program for it."""
+        """The memory plan of rounds with this many clients, and how full the lanes will be; compiles the
+        program for it."""
         if not 1 <= cohort_size <= len(self.clients):
             raise ValueError(
                 f"cohort_size must be from 1 to {len(self.clients)}, the number of clients, got {cohort_size}"
@@ -229,8 +227,8 @@ class Simulator:
         return memory.with_program(self._planned(cohort_size), self._compile())
 
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
-        """The model on the examples of `clients` (default: those trained on); where clients keep a model of
-        their own, each on its own."""
+        """Evaluates the model on the examples of `clients` (default: those trained on); a client with a model
+        of its own on that."""
         return evaluate_state(
             self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
         )
@@ -243,10 +241,10 @@ class Simulator:
     def _dispatch(
         self, state: State, cohorts: Sequence[Cohort], held: int, donate: bool, show: tuple[str, ...] = ()
     ) -> tuple[State, dict[str, Any], list[Any]]:
-        """These rounds in one call of the program, in buffers that hold so many: (state, metrics, what was to
-        be shown).
+        """Runs these rounds in one call of the program, in buffers that hold `held` rounds: (state, metrics,
+        the pieces that `show` names).
 
-        Metrics have no axis of rounds where that is one.
+        Metrics have no axis of rounds where `held` is one.
         """
         first, packing = self._round_of(state), time.perf_counter()
         for cohort in cohorts:
@@ -258,7 +256,7 @@ class Simulator:
         )
         state, packed = self._placing.place(state, packed)
         if self.streams and len(self._in_flight) == 2:
-            jax.block_until_ready(self._in_flight[0])  # the examples of two dispatches are enough to hold
+            jax.block_until_ready(self._in_flight[0])  # holds the examples of two dispatches at most
         traces, start = self.traces, time.perf_counter()
         state, (metrics, shown) = self._program(donate, show)(
             self._data, np.int32(len(cohorts)), state, packed
@@ -287,7 +285,7 @@ class Simulator:
         return sum(operations.values()), seconds / (self._placing.devices * self._placing.parts)
 
     def _store(self, client_state: str | Path) -> Resident | HostRows:
-        """Where the clients' rows lie."""
+        """The store of client state."""
         if client_state == "device":
             return Resident(len(self.clients))
         if self._mesh is not None:
@@ -295,7 +293,7 @@ class Simulator:
         return HostRows((), len(self.clients), None if client_state == "host" else Path(client_state))
 
     def _lanes_known(self, cohort_size: int) -> int:
-        """The number of lanes, chosen for such cohorts where it is not known."""
+        """The number of lanes; chosen for cohorts of this size if it is not known yet."""
         devices = self._placing.devices
         if self._lanes is None:
             chosen = tune.choose(
@@ -310,14 +308,13 @@ class Simulator:
         return -(-self._lanes // devices) * devices
 
     def _lanes_for(self, cohort_size: int) -> int:
-        """More lanes than clients would only idle."""
+        """The number of lanes for cohorts of this size: more lanes than clients would only idle."""
         return min(
             self._lanes_known(cohort_size), -(-cohort_size // self._placing.devices) * self._placing.devices
         )
 
     def _round_of(self, state: State) -> int:
-        """The round a state is at; for the state that the last call gave back, without waiting for the
-        device."""
+        """The round of a state; for the state that the last call returned, without waiting for the device."""
         known, number = self._known_round
         if state.round is known:
             return number
@@ -325,8 +322,8 @@ class Simulator:
         return int(state.round)
 
     def _rounds_held(self, rounds: int) -> int:
-        """How many rounds the buffers of a dispatch of `rounds` hold: one program for single rounds, and one
-        for all longer runs."""
+        """The number of rounds that the buffers of a dispatch of `rounds` hold: one program serves single
+        rounds, and one all longer runs."""
         if rounds == 1:
             return 1
         if not self.streams:
@@ -358,7 +355,7 @@ class Simulator:
         return state, jax.tree.map(lambda x: x[0], metrics) if alone else metrics
 
     def _kept_on_device(self, cohort_size: int) -> int:
-        """How many clients' rows are on the device."""
+        """The number of clients whose rows are on the device."""
         return self._client_state.rows_on_device(cohort_size * self._most_rounds)
 
     def _planned(self, cohort_size: int) -> memory.MemoryPlan:

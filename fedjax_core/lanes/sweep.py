@@ -3,8 +3,8 @@ it would be alone.
 
     state_j <- round(build(**point_j), state_j)        j = 1..J, vmapped; the cohorts, batches and schedule are shared
 
-A run's numbers are traced, so that one program serves all points; what decides shapes or the course of the
-program (a number of layers, of bits, of epochs) cannot be swept so. A run that diverges harms only itself.
+A run's numbers are traced, so that one program serves all points. A number that decides shapes or control
+flow (of layers, bits, epochs) cannot be swept. A run that diverges harms only itself.
 
 >>> import jax, numpy as np, optax
 >>> from fedjax_core import algorithms, compose, models
@@ -61,11 +61,11 @@ class Sweep:
         seeds, let a name that `build` does not use have several values (`grid(lr=[0.1, 0.2], seed=range(5))`)
         and give `init` a key for each run.
 
-    Results are those of J simulators, one after another, to rounding. Every point is built once beforehand
-    with its own numbers, so that one which cannot be is refused by name. As lanes do, it pays where a step is
-    all overhead: 16 learning rates of a logistic regression with 610 parameters take 0.25 to 0.46 of their
-    time one by one, 8 of an MLP with 199,210 take 1.2 to 1.6 times it (2-core x86, busy).
-    `lanes="auto"` goes by the numbers that a model holds, without measuring.
+    Results are those of J simulators, one after another, up to rounding. Every point is built once beforehand
+    with its own numbers, so that an impossible one is refused by name. Like lanes, a sweep pays where a step
+    is all overhead: 16 learning rates of a logistic regression with 610 parameters take 0.25 to 0.46 of their
+    time one by one, 8 of an MLP with 199,210 take 1.2 to 1.6 times it (2-core x86, busy). `lanes="auto"` goes
+    by the size of the model, without measuring.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Sweep:
 
     @property
     def traces(self) -> int:
-        """How many programs were compiled, for all points together; see `Simulator.traces`."""
+        """The number of programs compiled, for all points together; see `Simulator.traces`."""
         return self._simulator.traces
 
     def init(self, key: Key, params: Params | None = None) -> State:
@@ -125,12 +125,12 @@ class Sweep:
         return self._simulator.run_many(state, cohorts, donate=donate)
 
     def reserve(self, cohort_size: int, rounds: int = 1) -> None:
-        """Makes room for cohorts of up to this size, and so many rounds in a dispatch; see
+        """Makes room for cohorts of up to this size, and for this many rounds in a dispatch; see
         `Simulator.reserve`."""
         self._simulator.reserve(cohort_size, rounds)
 
     def plan(self, cohort_size: int) -> MemoryPlan:
-        """What rounds of all runs will hold on each device; see `Simulator.plan`."""
+        """The memory plan of rounds of all runs; see `Simulator.plan`."""
         return self._simulator.plan(cohort_size)
 
     def point(self, j: int) -> dict[str, float]:
@@ -138,8 +138,8 @@ class Sweep:
         return {name: float(numbers[j]) for name, numbers in self.points.items()}
 
     def result(self, state: State, j: int) -> State:
-        """The state of run j by itself, with which a `Simulator` of `build(**sweep.point(j))` goes on where
-        the sweep stands."""
+        """The state of run j alone, from which a `Simulator` of `build(**sweep.point(j))` goes on where the
+        sweep is."""
         kept: Any = state.clients
         kept = kept.everyone(state) if isinstance(kept, HostRows) else kept
         alike: Any = state._replace(clients=Kept((), ()), round=())  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ _READ = (
 
 
 def _check_points(points: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:
-    """{name: [J]}; raises unless all are as many numbers, and at least one."""
+    """{name: [J]}, checked: raises unless all have equally many numbers, and at least one."""
     arrays = {name: np.asarray(list(values)) for name, values in points.items()}
     shapes = {name: values.shape for name, values in arrays.items()}
     if len(set(shapes.values())) != 1 or any(len(shape) != 1 or not shape[0] for shape in shapes.values()):

@@ -3,9 +3,9 @@
     from a guess by the size of the model, twice and half as many, and on in the better direction while it pays and time is left
 
 Many lanes help a small model, whose step is all overhead, and hurt a large one, whose copies no longer fit
-the cache. What is timed is one exchange as the simulator runs it, over made-up clients whose numbers of steps
-are spread as the real ones' are, and whose examples lie all over as much memory. That is a step's time in
-lanes that are full; it counts as much longer as lanes of a real cohort are emptier.
+the cache. One exchange is timed as the simulator runs it, over made-up clients whose numbers of steps are
+spread like the real ones', and whose examples are spread over as much memory. That gives a step's time in
+full lanes, which is divided by how full the lanes of a real cohort are.
 
 >>> best({1: 4.0, 2: 3.0, 4: 3.5})
 2
@@ -36,16 +36,16 @@ from fedjax_core.xla.options import compiler_options
 
 log = logging.getLogger("fedjax_core")
 
-_BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; with none, the guess it is
+_BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; 0: takes the guess
 _RUN_SECONDS = (
     0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
 )
-_VISITS = 4  # made-up clients a lane; 2 of a large model, of which one run takes seconds
-_MOST_STEPS = 16  # of one of them
+_VISITS = 4  # made-up clients a lane; 2 for a large model, a run of which takes seconds
+_MOST_STEPS = 16  # of one made-up client
 # of made-up examples: with all of them in the cache, few lanes look faster than they are
 _EXAMPLES_BYTES = 32 << 20
 
-_CLOSE = 1.01  # fewer lanes are taken where more are no faster than this
+_CLOSE = 1.01  # fewer lanes are taken unless more are faster by this factor
 
 
 def choose(
@@ -60,9 +60,9 @@ def choose(
 ) -> int:
     """The number of lanes for one device, at most `most`.
 
-    `examples` is one batch [B, ...], `steps` [N] how many each client takes, `rows` the examples of all
-    clients, and `fill` the share of so many lanes that a round's work fills. Where devices are `cores` of one
-    processor, all are timed at once: alone, one would be faster."""
+    `examples` is one batch [B, ...], `steps` [N] the steps of each client, `rows` the number of examples of
+    all clients, and `fill(lanes)` the share of that many lanes that a round's work fills. Where devices are
+    `cores` of one processor, all are timed at once: alone, one would be faster."""
     if not _BUDGET_SECONDS:
         return max(1, min(guess(composed), most))
     steps = steps[steps > 0] if (steps > 0).any() else np.ones(1, np.int64)
@@ -90,13 +90,13 @@ def choose(
         )
         tuning_cache.store(question, known)
     lanes = int(known["lanes"])
-    if jax.process_count() > 1:  # hosts that measured otherwise would not run the same program
+    if jax.process_count() > 1:  # hosts that chose differently would not run the same program
         lanes = int(multihost_utils.broadcast_one_to_all(np.int32(lanes)))
     return lanes
 
 
 def guess(composed: Round) -> int:
-    """Lanes by the size of the model alone."""
+    """A guess of the number of lanes, by the size of the model alone."""
     params = jax.eval_shape(composed.algorithm.init_params, keys.shape())
     numbers = tree.size(params)
     return next((lanes for limit, lanes in ((10_000, 64), (50_000, 16), (500_000, 8)) if numbers <= limit), 1)
@@ -105,8 +105,8 @@ def guess(composed: Round) -> int:
 def climb(
     begin: int, most: int, measure: Callable[[int], float], budget: float = _BUDGET_SECONDS
 ) -> dict[int, float]:
-    """Seconds a step for the numbers of lanes tried: `begin`, then double and half, and on where it gets
-    better."""
+    """{number of lanes tried: seconds a step}: `begin`, then double and half, and on in the better
+    direction."""
     start, cost = time.perf_counter(), 0.0
     seconds: dict[int, float] = {}
 
@@ -145,7 +145,7 @@ def _time(
     rows: int = 0,
     cores: Mesh | None = None,
 ) -> float:
-    """Seconds for one local step of one client, in so many lanes (on each of the cores), where clients take
+    """Seconds for one local step of one client, in this many lanes (on each of the cores), where clients take
     these numbers of steps.
 
     Slots in which a lane idles count as steps: the few clients here leave more of them than a cohort does.

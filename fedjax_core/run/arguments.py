@@ -1,5 +1,5 @@
-"""Checks what `fit` is given, and makes of it what a run needs: who is asked for cohorts, and a state to
-begin from."""
+"""Checks the arguments of `fit`, and prepares a run's sampler of cohorts and the state that it begins
+from."""
 
 import os
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from fedjax_core.run.snapshot import Saved, taken
 
 
 def given_state(state: Any, rounds: int, key: Any, params: Any) -> Saved:
-    """A state that was given, copied to the host, so that it stays as it is; raises where a run cannot begin
-    from it."""
+    """A copy on the host of the state given to `fit`, which so stays as it is; raises where a run cannot
+    begin from it."""
     if not hasattr(state, "round"):
         raise TypeError(
             f"state= is a whole State, such as History.state, got {type(state).__name__}: for a model alone give params="
@@ -38,7 +38,7 @@ def given_state(state: Any, rounds: int, key: Any, params: Any) -> Saved:
 
 
 def check_each_round(each_round: Any, rounds_per_dispatch: int) -> None:
-    """Raises where `each_round` is no function, or where there is no state of every round to give it."""
+    """Raises where `each_round` is not a function, or where not every round has a state to pass to it."""
     if each_round is not None and not callable(each_round):
         raise TypeError(f"each_round= is a function (round, state, metrics), got {type(each_round).__name__}")
     if each_round is not None and rounds_per_dispatch > 1:
@@ -58,7 +58,8 @@ def check_one_process(run_dir: str | os.PathLike[str] | None) -> None:
 
 
 def sampler_of(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: int) -> Any:
-    """Who says who takes part, `cohorts` itself or made of a list; raises where it does not fit the run."""
+    """The sampler of cohorts: `cohorts` itself, or one made of a list; raises where it does not fit the
+    run."""
     chooses = hasattr(cohorts, "choose")
     if isinstance(cohorts, (Sequence, np.ndarray, jax.Array)) and not isinstance(cohorts, str):
         cohorts = listed(cohorts, len(sim.clients))  # type: ignore[arg-type]

@@ -1,5 +1,4 @@
-"""What a run begins from: the newest checkpoint of its folder, a state that was given, or the first
-parameters."""
+"""Begins a run: from the newest checkpoint of its folder, a given state, or the first parameters."""
 
 import contextlib
 import os
@@ -27,7 +26,7 @@ def opened(
     *,
     private: bool,
 ) -> Iterator[Checkpoints | None]:
-    """The checkpoints in `run_dir`, which is this run's alone for as long; None without one."""
+    """The checkpoints in `run_dir`, which is locked for this run meanwhile; None without one."""
     with contextlib.ExitStack() as stack:
         folder = None if run_dir is None else stack.enter_context(claim(run_dir, private=private))
         secret = checkpoint_key(encrypt, folder)
@@ -42,8 +41,8 @@ def run_metadata(
     sim: Simulation, sampler: Any, judge: Monitor, key: Key, params: Params | None, given: Saved | None, *,
     rounds_per_dispatch: int, saves: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """`config`: all that changes the answer, described where the run `saves`; `versions` of what it is run
-    with."""
+    """{"config": all that changes the answer, described if the run `saves`; "versions": those of the
+    libraries and the device}."""
     configuration = {
         "settings": sim.settings,
         "clients": {"count": len(sim.clients), "fingerprint": sim.clients.fingerprint() if saves else None},
@@ -68,8 +67,8 @@ def begin(
     rounds: int,
     override: bool,
 ) -> Any:
-    """The state that the run goes on from; `run` takes up what goes with it. The `newest` checkpoint comes
-    first, then what was given."""
+    """The state that the run goes on from; `run` takes over its bookkeeping. The `newest` checkpoint comes
+    first, then the given state."""
     checkpoints, saved = run.checkpoints, newest
     if checkpoints is not None:
         saved, changed = resumable(checkpoints, newest, run.metadata, rounds=rounds, override=override)
@@ -97,8 +96,7 @@ def checkpoint_key(encrypt: str | os.PathLike[str] | None, folder: Path | None) 
 
 
 def _note(sim: Simulation, checkpoints: Checkpoints, saved: Saved, changed: list[str]) -> None:
-    """Tells a backend that keeps an audit log, by its `note(what, round, about)`, what the run goes on
-    from."""
+    """Tells a backend with an audit log what the run goes on from, by its `note(what, round, fields)`."""
     note = getattr(sim, "note", None)
     if note is None:
         return

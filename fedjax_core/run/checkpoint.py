@@ -6,14 +6,14 @@ all.
     run_dir/checkpoints/00000020/sealed              with a key: all of that in one encrypted file (`fedjax_core.run.encryption`)
     run_dir/best -> checkpoints/00000010             the best so far, by evaluation
 
-A checkpoint is written beside its place and renamed into it, and only then are older ones removed, so a crash
-or a full disk costs the newest at most. Every leaf and every file has a SHA-256 digest: Orbax reads a flipped
-byte in an array as just another number. A damaged checkpoint is set aside under another name, and the one
-before it is used.
+A checkpoint is written under another name and renamed when it is complete; only then are older ones removed.
+So a crash or a full disk costs the newest at most. Every leaf and every file has a SHA-256 digest: Orbax
+reads a flipped byte in an array as just another number. A damaged checkpoint is set aside under another name,
+and the one before it is used.
 
-Orbax writes files of its own making, and would leave the state on the disk before anything could encrypt it;
-so a sealed checkpoint is the description as JSON and then the arrays' bytes, encrypted as they are written:
-no plain byte of them ever gets to the disk. A wrong key, or none, is an error and never damage. What is not a
+Orbax would write the plain state to the disk before anything could encrypt it. So an encrypted checkpoint
+does not use it: it is the description as JSON and then the arrays' bytes, encrypted as they are written, and
+no plain byte gets to the disk. A wrong key, or none, is an error and never taken for damage. What is not a
 checkpoint stays plain: metrics, and rows of client state in a folder.
 
 >>> import tempfile, jax.numpy as jnp
@@ -56,7 +56,7 @@ class Checkpoints:
     """The checkpoints of one run: the last `keep`, and the best that any of these names. Use it in a `with`.
     With a `key`, encrypted.
 
-    Where they are `private`, they are for their owner alone; else as the umask says.
+    With `private` the files are for their owner alone; else as the umask says.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Checkpoints:
         *,
         private: bool = False,
     ) -> None:
-        import orbax.checkpoint as ocp  # 0.6 s of a processor, which only who saves or restores waits for
+        import orbax.checkpoint as ocp  # 0.6 s of a processor, paid only by a run that saves or restores
 
         self._key, self._private = key, private
         self.run_dir, self.folder, self.keep = (
@@ -106,7 +106,7 @@ class Checkpoints:
         return sorted(int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdigit())
 
     def metadata(self) -> dict[int, dict[str, Any]]:
-        """{round: what is known of it} of each checkpoint that tells; a damaged one does not."""
+        """{round: its metadata} of each checkpoint that is not damaged."""
         metadata = {}
         for round in self.rounds():
             with contextlib.suppress(Damaged):
@@ -138,11 +138,11 @@ class Checkpoints:
             ) from error
 
     def newest(self) -> Saved | None:
-        """The newest checkpoint that can be read in full, None where there is none at all; damaged ones are
-        set aside.
+        """The newest checkpoint that can be read in full, None where there is none at all; renames damaged
+        ones.
 
-        Raises `CheckpointError` where there are some and none is readable, or where the key is not theirs:
-        beginning afresh is not for this to decide.
+        Raises `CheckpointError` where there are some and none is readable, or where the key is not theirs: to
+        begin afresh is the user's decision.
         """
         self.wait()
         damaged: list[tuple[int, str]] = []
@@ -233,7 +233,7 @@ class Checkpoints:
     def _prune(self) -> None:
         rounds = self.rounds()
         kept = set(rounds[-self.keep :])
-        for round in rounds[-self.keep :]:  # whichever of these a run goes on from, its best is there
+        for round in rounds[-self.keep :]:  # the best of each must be there, whichever a run goes on from
             try:
                 kept.add(_read_metadata(self._home(round), self._key)["about"].get("best"))
             except Damaged:

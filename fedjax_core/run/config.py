@@ -1,4 +1,4 @@
-"""A run's configuration as dotted names and plain values, so that what changed is found by name.
+"""A run's configuration as dotted names and plain values, so that changes are found by name.
 
 >>> def scaled(factor):
 ...     return lambda x: factor * x + 1
@@ -21,7 +21,7 @@ from fedjax_core.describe import describe as describe
 
 
 def difference(saved: Mapping[str, Scalar], now: Mapping[str, Scalar]) -> list[str]:
-    """What changed, a readable line each: `name: 0.1 -> 0.2`."""
+    """The changes, a readable line each: `name: 0.1 -> 0.2`."""
     absent = "(absent)"
     names = [
         name
@@ -42,7 +42,7 @@ def without_code(described: Mapping[str, Scalar]) -> dict[str, Scalar]:
 
 
 def versions() -> dict[str, Scalar]:
-    """What the last bits of a result depend on besides the configuration."""
+    """The versions and the device, on which the last bits of a result depend besides the configuration."""
     versions_of: dict[str, Scalar] = {"python": platform.python_version(), "machine": platform.machine()}
     for package in ("jax", "jaxlib", "numpy", "optax", "flax", "fedjax-core"):
         try:

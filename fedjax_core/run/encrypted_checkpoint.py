@@ -1,9 +1,9 @@
 """A checkpoint in one encrypted file: the length of the description, the description as JSON, the arrays'
 bytes in order.
 
-Encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), beside
-the copy of the arrays that there is anyway. That a checkpoint is of the round that its folder is named after
-is checked too: an older one under a newer name would take the run back without a word.
+It is encrypted as it is written and verified as it is read, piece by piece (`fedjax_core.run.encryption`), so
+it needs no second copy of the arrays. The round is checked against the folder's name too: an older checkpoint
+under a newer name would take the run back unnoticed.
 """
 
 import json
@@ -20,7 +20,7 @@ FILE = "sealed"  # on the disk
 
 
 def write(folder: Path, key: bytes, body: dict[str, Any], arrays: list[np.ndarray]) -> None:
-    """Writes the file, which is on the disk when this returns."""
+    """Writes the encrypted file, which is on the disk when this returns."""
     with open(folder / FILE, "xb") as file:
         with Encryptor(file, key) as encrypted:
             text = json.dumps(body).encode()

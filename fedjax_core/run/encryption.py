@@ -4,10 +4,10 @@
     chunk  up to 1 MiB, encrypted, and its tag [16]: nonce = number of the chunk [11 bytes] | 1 for the last one, else 0
 
 A file has a key of its own, by HKDF-SHA256 from the owner's key and the salt, so no nonce is ever used twice.
-The number in the nonce shows chunks that were exchanged, and the mark of the last one what was cut off or
-added: STREAM, of Hoang, Reyhanitabar, Rogaway and Vizard, "Online Authenticated-Encryption and its
-Nonce-Reuse Misuse-Resistance", CRYPTO 2015. The key's name is another output of the HKDF: it tells a wrong
-key from a damaged file, and does not tell whether two files have the same key.
+The number in the nonce reveals exchanged chunks, and the mark of the last one what was cut off or added:
+STREAM, of Hoang, Reyhanitabar, Rogaway and Vizard, "Online Authenticated-Encryption and its Nonce-Reuse
+Misuse-Resistance", CRYPTO 2015. The key's name is another output of the HKDF: it tells a wrong key from a
+damaged file, and does not tell whether two files have the same key.
 
 A key is 64 hexadecimal digits, in a file that others may not read or in an environment variable, and is never
 in the run's folder:
@@ -45,16 +45,16 @@ _HEAD = len(_MAGIC) + _SALT + _NAME + _SUM
 
 
 class UnusableKey(ValueError):
-    """There is no key, or it is another one, or others could have read it."""
+    """The key is missing, is another one, or could have been read by others."""
 
 
 class Corrupt(Exception):
-    """Why an encrypted file cannot be trusted."""
+    """An encrypted file cannot be trusted; the text says why."""
 
 
 def load_key(source: str | os.PathLike[str], run_dir: Path) -> bytes:
     """The key in a file, or in the environment variable of "env:NAME"; raises `UnusableKey` where it is not
-    safe there, or no key."""
+    safe there, or not a key."""
     name = os.fspath(source)
     if name.startswith("env:"):
         text = os.environ.get(name[4:])
@@ -113,7 +113,7 @@ class Encryptor:
     def write(self, data: bytes | memoryview) -> None:
         """Adds these bytes."""
         view = memoryview(data)
-        # what fills a chunk may be the last one: it waits for more
+        # a full chunk may be the last one: it waits for more
         while len(self._buffer) + len(view) > CHUNK:
             missing = CHUNK - len(self._buffer)
             self._put(self._buffer + view[:missing] if self._buffer else view[:missing], last=False)
@@ -155,7 +155,7 @@ class Decryptor:
             room[:n], self._rest, room = self._rest[:n], self._rest[n:], room[n:]
 
     def end(self) -> None:
-        """Makes sure that all was read, and that there is no more and no less than was written."""
+        """Raises unless all was read, and the file has no more and no less than was written."""
         if not self._ended:
             self._open()
         if len(self._rest) or not self._ended:
@@ -176,7 +176,7 @@ class Decryptor:
 
 
 def _derived(key: bytes, salt: bytes) -> tuple[AESGCM, bytes]:
-    """(the cipher of one file, the name that its key goes by there)."""
+    """(the cipher of one file, the name of its key)."""
     derived = HKDF(SHA256(), 32 + _NAME, salt, b"fedjax_core sealed 1").derive(key)
     return AESGCM(derived[:32]), derived[32:]
 

@@ -1,10 +1,11 @@
-"""`fit`: many rounds, with everything around them that a long run needs, and nothing of it inside a round.
+"""`fit`: runs many rounds, with all that a long run needs around them: metrics, evaluation, checkpoints,
+resume.
 
     rounds  ->  metrics, evaluation, best, early stop  ->  checkpoint  ->  again, or after a crash from the last checkpoint
 
 Started again in the same `run_dir`, it goes on where it was and ends bit for bit where an uninterrupted run
-ends. That holds because all that crosses a round is in the `State`, cohorts are addressed by their round, and
-rounds are always dispatched in the same groups: those end at multiples of `rounds_per_dispatch`,
+ends. For that, the `State` holds all that goes from round to round, cohorts are addressed by their round, and
+rounds are always dispatched in the same groups, which end at multiples of `rounds_per_dispatch`,
 `checkpoint_every` and `evaluate_every`, wherever the run began.
 
 >>> import jax, numpy as np, optax, tempfile
@@ -76,39 +77,39 @@ def fit(
     override: bool = False,
     encrypt: str | os.PathLike[str] | None = None,
 ) -> History:
-    """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` where there is one;
-    None writes nothing.
+    """Runs until `rounds` rounds are done in all, from the newest checkpoint in `run_dir` if there is one;
+    without `run_dir` it writes nothing.
 
     `key` (default `jax.random.key(0)`) is not the only seed: it draws the first parameters, and what clients
     draw as they train (dropout, rounding). The order of examples goes by the backend's `seed`, and cohorts by
     theirs: to repeat a run with other draws, change all three.
 
-    It begins from `params` where given, or from a whole `state`, with what clients keep: the rounds that this
-    has behind it count as done. A checkpoint in `run_dir` comes first.
+    It begins from `params` where given, or from a whole `state` with client state, whose rounds count as
+    done. A checkpoint in `run_dir` comes first.
 
     `cohorts(round)` gives the clients of a round, from 0; a list of them is taken as it stands; and a sampler
-    may look at the state before it chooses (`fc.cohorts.power_of_choice`). `evaluate_every` rounds (0:
-    never), and once before the first, the state is evaluated, by default on the clients trained on, or on the
-    people that real sites hold out (`Federation(held_out=)`); the metric `best` of that chooses the best
+    may look at the state before it chooses (`fc.cohorts.power_of_choice`). The state is evaluated every
+    `evaluate_every` rounds (0: never), and once before the first: by default on the clients trained on, or on
+    the people that real sites hold out (`Federation(held_out=)`). The metric `best` chooses the best
     checkpoint, and `patience` evaluations in a row without a better one end the run.
 
     `each_round(rounds done, state, metrics)` is called after each round with its state, which may be kept,
     and its metrics as in the records. Returning True ends the run, which stays ended when it is started
     again. The device waits for it, and after a crash the rounds since the last checkpoint come again.
 
-    Where the uplink keeps an account of privacy (`fc.privacy.client_level`), each record has the `epsilon`
-    that the rounds so far tell and no counts, cohorts have to be the account's, evaluation is of others, and
-    the run ends when the epsilon is spent.
+    Where the uplink keeps a privacy account (`fc.privacy.client_level`), each record has the `epsilon` spent
+    so far and no counts, cohorts must be the account's, evaluation must be on other clients, and the run ends
+    when the epsilon is spent.
 
     Ctrl-C or SIGTERM finishes the running rounds, saves, and returns. In one `run_dir` everything that
     changes the answer must stay as it was, unless `override=True`. `encrypt`: a file with a key, or
     "env:NAME", by which checkpoints, and nothing else, are encrypted (`fedjax_core.run.encryption`). As one
-    of several processes of `jax.distributed` it takes no `run_dir`. Of a federation, what it writes is for
-    its owner alone; else as the umask says.
+    of several processes of `jax.distributed` it takes no `run_dir`. Files of a federation's run are for their
+    owner alone, others as the umask says.
 
     A checkpoint costs 25 ms however small the state (2-core x86, local disk), and 2 s in the background for
     400 MB: where a round takes a millisecond, `checkpoint_every=100` makes more sense. Encrypted ones are
-    faster, for Orbax compresses and has its files digested: 200 MB in 0.11 s, not 1.1 s.
+    faster, as Orbax compresses and its files are digested: 200 MB take 0.11 s instead of 1.1 s.
     """
     given = None if state is None else given_state(state, rounds, key, params)
     key = jax.random.key(0) if key is None else key
@@ -131,8 +132,7 @@ def fit(
         interruption = stack.enter_context(Interruption())
         checkpoints = stack.enter_context(opened(run_dir, keep, encrypt, private=private))
         newest = None if checkpoints is None else checkpoints.newest()
-        # How many lanes, on how many cores, and the like: chosen anew, it might come out otherwise, and so the last
-        # bits.
+        # Choices such as the number of lanes: made anew they might differ, and so might the last bits.
         tuning_cache.adopt({} if newest is None else newest.about.get("measured", {}))
         warn_of_other_seeds(sim, sampler, key, params)
         metadata = run_metadata(
@@ -176,8 +176,7 @@ def fit(
 
 
 def _say(sim: Simulation, judge: Monitor, progress: bool) -> None:
-    """Says of which of the sites' examples the metric is by which the best model is chosen, and patience
-    ends."""
+    """Says which of the sites' examples decide the best model and the end by patience."""
     on = getattr(sim, "judged_on", None)
     if not judge.every or judge.evaluate is not None or on is None:
         return

@@ -1,4 +1,4 @@
-"""How a run went: what `fit` gives back.
+"""The history of a run: what `fit` returns.
 
 >>> records = [{"round": round, "kind": "eval", "loss": loss} for round, loss in ((5, 0.5), (10, 0.3))]
 >>> history = History(None, records, Best(10, 0.3), "finished", {})
@@ -23,7 +23,7 @@ Stopped = Literal["finished", "early stop", "interrupted", "budget spent"]
 
 
 class History(NamedTuple):
-    """How a run went, from its first round on, however often it was interrupted."""
+    """The history of a run from its first round on, however often it was interrupted."""
 
     state: Any  # the `State` after the last round
     records: list[Record]
@@ -37,9 +37,9 @@ class History(NamedTuple):
     best: Best | None  # None without evaluation
     stopped: Stopped
     speed: dict[str, float]
-    """Since it was last started: client updates, local steps, examples and operations a second, fill, share
-    of time waiting for data, programs, compile seconds; empty where the backend has no meter. Also the last
-    line of the log."""
+    """Speed since the last start: client updates, local steps, examples and operations a second, fill, share
+    of time waiting for data, programs, compile seconds; empty if the backend has no meter. Also the last line
+    of the log."""
 
     def __repr__(self) -> str:
         rounds = self.records[-1]["round"] if self.records else 0
@@ -49,11 +49,11 @@ class History(NamedTuple):
     def curve(
         self, metric: str = "loss", kind: Literal["train", "eval"] = "eval", *, by: str = "round"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(the rounds [n] after which it was recorded, its values [n]) of one metric. Raises KeyError where
-        no record has it.
+        """(rounds [n] after which a metric was recorded, its values [n]). Raises KeyError where no record has
+        it.
 
-        `by` names a metric of rounds whose sum so far is the axis in their place: "ticks" of an asynchronous
-        run, which are seconds where its delays are; "bits_up"; "examples".
+        `by` names a metric whose sum so far replaces the rounds as the axis: "ticks" of an asynchronous run,
+        which are seconds if its delays are; "bits_up"; "examples".
         """
         points = [
             (record["round"], record[metric])
@@ -74,7 +74,7 @@ class History(NamedTuple):
         )
 
     def _so_far(self, metric: str, rounds: np.ndarray) -> np.ndarray:
-        """The sum of a metric of rounds up to each of these."""
+        """The sum of a metric over all rounds up to each of these."""
         recorded, values = self.curve(metric, "train")
         sums = np.concatenate([[0.0], np.cumsum(values)])
         return sums[np.searchsorted(recorded, rounds, side="right")]

@@ -1,7 +1,6 @@
-"""Locks a run's folder for one process: `claim` makes it, checks that it can be written, and locks it.
+"""Locks a run's folder for one process: `claim` creates it, checks that it can be written, and locks it.
 
-The lock belongs to the process and goes when it dies, however it dies, so that nothing has to be removed by
-hand.
+The lock ends with the process, however that dies, so that nothing has to be removed by hand.
 
 >>> import pathlib, tempfile
 >>> with tempfile.TemporaryDirectory() as parent, claim(pathlib.Path(parent) / "runs" / "x") as folder:
@@ -22,9 +21,10 @@ LOCK = "lock"
 
 @contextmanager
 def claim(run_dir: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
-    """The folder, made with its parents and held until the end of the `with`; raises where it cannot be had.
+    """The folder, created with its parents and locked until the end of the `with`; raises where it cannot be
+    had.
 
-    What is made is as the umask says, or, where it is `private`, for its owner alone.
+    New folders are as the umask says, or with `private` for their owner alone.
     """
     folder = Path(run_dir).expanduser().absolute()
     for part in (folder, *folder.parents):

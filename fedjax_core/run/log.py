@@ -1,11 +1,11 @@
-"""What a run says of itself: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`,
-and a progress bar, or lines on standard error where there is no terminal.
+"""The records of a run: `metrics.jsonl` (a flat JSON object a line), TensorBoard scalars in `events`, and a
+progress bar, or lines on standard error where there is no terminal.
 
     {"round": 20, "kind": "train", "loss": 0.31, "examples": 640.0, "clients": 10.0, "refused": 0.0}
     {"round": 20, "kind": "eval", "loss": 0.33, "accuracy": 0.87}
     {"round": 21, "kind": "train", "loss": 0.30, "examples": 540.0, "clients": 9.0, "refused": 0.0, "lacked": "mayo"}
 
-The last one is of real sites, where a round may lack some: it has their names, with a space between any two.
+The last one is of real sites, some of which a round may lack: it has their names, separated by spaces.
 
 A number that is not finite is written as null. On resume the lines after the checkpoint's round are cut, and
 TensorBoard is told to forget them, so that no round is there twice and none is missing.
@@ -49,11 +49,10 @@ Record = dict[str, Any]
 
 
 class Log:
-    """Writes and shows the records of a run that is to have `rounds` rounds, of which `done` are done. Use it
-    in a `with`.
+    """Writes and shows the records of a run of `rounds` rounds, after `done` of them. Use it in a `with`.
 
-    `began`: the rounds that the run's first state had behind it, of which there are no records.
-    Where they are `private`, its files are for their owner alone; else as the umask says.
+    `began`: the rounds behind the run's first state, which have no records. With `private` its files are for
+    their owner alone; else as the umask says.
     """
 
     def __init__(
@@ -116,10 +115,9 @@ class Log:
         lacked: Sequence[str] = (),
         examples: float | None = None,
     ) -> None:
-        """Adds one record, of the state after `round` rounds, the last of which went on without the `lacked`
-        sites.
+        """Adds a record of the state after `round` rounds, the last of which went without the `lacked` sites.
 
-        `examples`: by which the speed is shown, where the record is not to have them.
+        `examples`: their number for the speed shown, if the record is not to have it.
         """
         record = {"round": round, "kind": kind, **values, **({"lacked": " ".join(lacked)} if lacked else {})}
         self.records.append(record)
@@ -132,8 +130,8 @@ class Log:
             self._shown.update(round, values, examples, lacked)
 
     def sync(self) -> None:
-        """Returns when all records are on the disk: before a checkpoint, which must not know of rounds that
-        the log lacks."""
+        """Returns when all records are on the disk: called before a checkpoint, which must not know of rounds
+        that the log lacks."""
         if self._file is not None and self._events is not None:
             with _explained(self._file.name):
                 os.fsync(self._file.fileno())
@@ -211,7 +209,7 @@ class _Events:
 
 
 def how_far(values: dict[str, float]) -> str:
-    """A round's loss, and the epsilon that all rounds so far tell, as far as there are such.
+    """A round's loss, and the epsilon of all rounds so far, in words, as far as there are such.
 
     >>> how_far({"epsilon": 1.23456}), how_far({"loss": 0.5})
     ('epsilon 1.235', 'loss 0.5')
@@ -223,12 +221,12 @@ def how_far(values: dict[str, float]) -> str:
 
 
 def without(lacked: Sequence[str]) -> str:
-    """Whom the last round lacked, to follow what is said of it."""
+    """The sites that the last round lacked, in words that follow what is said of it."""
     return f", without {', '.join(lacked)}" if lacked else ""
 
 
 class _Speed:
-    """Examples a second, from the first record on: the round before it holds the compilation."""
+    """Measures examples a second from the first record on: the round before it holds the compilation."""
 
     def __init__(self) -> None:
         self._start, self._examples = 0.0, -1.0
@@ -279,7 +277,7 @@ class _Lines:
     """Lines on standard error where there is no terminal (a notebook, a pipe, nohup): the first rounds, then
     one now and then, the last.
 
-    And one at once where other sites are lacking than in the round before.
+    And one at once when other sites are missing than in the round before.
     """
 
     def __init__(self, rounds: int) -> None:
@@ -302,6 +300,6 @@ class _Lines:
 
     def _show(self) -> None:
         if self._waiting is not None:
-            with contextlib.suppress(OSError, ValueError):  # whoever read it is gone
+            with contextlib.suppress(OSError, ValueError):  # the reader is gone
                 print(self._waiting, file=sys.stderr, flush=True)
         self._waiting, self._last, self._shown = None, time.monotonic(), self._shown + 1

@@ -3,8 +3,8 @@
     {"Dense_0": {"kernel": x, "bias": y}}    "Dense_0.kernel", "Dense_0.bias"
     [{"w": x}, {"w": y}]                     "0.w", "1.w"
 
-Any library that reads safetensors reads it; `load_model` gives the tree back. What a run needs to go on, such
-as what clients and the server keep, is in its checkpoints.
+Any library for safetensors reads it; `load_model` gives the tree back. What a run needs to go on, such as the
+state of clients and server, is in its checkpoints.
 
 >>> import tempfile, jax.numpy as jnp
 >>> folder = tempfile.TemporaryDirectory()
@@ -36,9 +36,9 @@ from fedjax_core.types import Params
 def save_model(
     path: str | os.PathLike[str], params: Params, *, about: Mapping[str, str] | None = None
 ) -> Path:
-    """Writes the model to a file, whole or not at all, and gives back its path; folders above it are made.
+    """Writes the model to a file, whole or not at all, and returns its path; creates the folders above it.
 
-    `about` are words to go with it, such as {"task": "sepsis"}. None in the place of a leaf, as where others
+    `about` is text to store with it, such as {"task": "sepsis"}. None in the place of a leaf, as where others
     are trained, is left out. Raises ValueError where two leaves would have one name.
     """
     tensors: dict[str, np.ndarray] = {}
@@ -84,7 +84,7 @@ def load_model(path: str | os.PathLike[str], like: Params) -> Params:
 _SIZES = {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}
 _DTYPES = {f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind, sizes in _SIZES.items() for bits in sizes}
 _DTYPES |= {"BOOL": "bool", "BF16": "bfloat16", "C64": "complex64"}
-"""The format's names of dtypes, and NumPy's."""
+"""{a dtype in the format: its name in NumPy}."""
 
 
 def _named(params: Params) -> list[tuple[str, Any]]:

@@ -20,11 +20,11 @@ from fedjax_core.evaluation import NOT_TOLD
 log = logging.getLogger("fedjax_core")
 
 Evaluate = Clients | Callable[[Any, Any], Mapping[str, float]]
-"""What to evaluate on, or (sim, state) -> {name: value}."""
+"""The clients to evaluate on, or a function (sim, state) -> {name: value}."""
 
 
 class Best(NamedTuple):
-    """The best evaluation."""
+    """The best evaluation so far."""
 
     round: int
     value: float
@@ -32,14 +32,15 @@ class Best(NamedTuple):
 
 @dataclass(frozen=True)
 class Monitor:
-    """When a state is evaluated, on what, by which metric, and which of two is better."""
+    """Settings of model selection: when a state is evaluated, on what, by which metric, and which of two is
+    better."""
 
     every: int  # rounds; 0: never
     evaluate: Evaluate | None = None  # None: on the clients trained on
     metric: str = "loss"
     mode: str = "min"
     patience: int | None = None  # evaluations without a better one that end the run
-    warned: set[Any] = field(default_factory=set, compare=False, repr=False)  # whom evaluations were without
+    warned: set[Any] = field(default_factory=set, compare=False, repr=False)  # about whom, and why
 
     def __post_init__(self) -> None:
         at_least(0, evaluate_every=self.every)
@@ -66,7 +67,7 @@ class Monitor:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of it changes the answer: nothing where it cannot end the run."""
+        """The settings that change the answer: none where it cannot end the run."""
         if self.patience is None:
             return {}
         return {
@@ -78,7 +79,7 @@ class Monitor:
         }
 
     def __call__(self, sim: Any, state: Any) -> dict[str, float]:
-        """Every metric of the state; raises where the one that decides is not among them."""
+        """Evaluates a state: all metrics; raises where the one that decides is not among them."""
         metrics = (
             self.evaluate(sim, state)
             if callable(self.evaluate)
@@ -95,8 +96,8 @@ class Monitor:
         return {str(name): float(value) for name, value in metrics.items()}
 
     def _pooled(self, evaluation: Any) -> Mapping[str, float]:
-        """The evaluation's metrics. Says once whom the one that decides is without; raises where one client
-        alone of several tells it."""
+        """The evaluation's metrics. Warns once which clients the deciding metric is without; raises where one
+        client alone of several gives it."""
         without = dict(getattr(evaluation, "without", {}).get(self.metric, {}))
         silent = [name for name, why in without.items() if why == NOT_TOLD]
         if silent and np.count_nonzero(evaluation.sizes) - len(silent) < 2:

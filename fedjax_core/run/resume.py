@@ -1,8 +1,8 @@
 """Checks that a run may resume from a checkpoint: only with the configuration that wrote it.
 
-What may change is what leaves the answer alone: more rounds, how often to save and to log, how much to keep,
-and evaluation where it cannot end the run. Another version of Python, of a library or of this package, or
-another device, is told and not refused."""
+Only what leaves the answer alone may change: more rounds, how often to save and to log, how much to keep, and
+evaluation where it cannot end the run. Another version of Python, of a library or of this package, or another
+device, is logged and not refused."""
 
 import logging
 from typing import Any
@@ -18,11 +18,11 @@ log = logging.getLogger("fedjax_core")
 def resumable(
     checkpoints: Checkpoints, saved: Saved | None, metadata: dict[str, Any], *, rounds: int, override: bool
 ) -> tuple[Saved | None, list[str]]:
-    """(`saved`, the newest checkpoint, to go on from, None for a fresh start; in words, what it was made with
-    and is otherwise now).
+    """(`saved`, the newest checkpoint, to go on from, None for a fresh start; the changes since it was made,
+    in words).
 
-    `metadata` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not a
-    checkpoint of this run, but for what `override` lets be otherwise.
+    `metadata` has this run's `config` (as `config.describe` gives it) and `versions`. Raises where it is not
+    a checkpoint of this run, except for changes that `override` allows.
     """
     if saved is None:
         _check_unused(checkpoints)
@@ -37,7 +37,7 @@ def resumable(
 
 
 def _check_unused(checkpoints: Checkpoints) -> None:
-    """A fresh start must not write over what is left of a run whose checkpoints are lost."""
+    """Raises where a fresh start would write over what is left of a run whose checkpoints are lost."""
     records = read_records(checkpoints.run_dir / METRICS)
     if records and records[-1]["round"] > 0:
         raise CheckpointError(

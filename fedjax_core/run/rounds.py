@@ -1,5 +1,4 @@
-"""The loop of `fit`: rounds one after another, and between them what is to be read, judged, shown and
-saved."""
+"""The loop of `fit`: runs rounds, and between them reads metrics, evaluates, logs and saves."""
 
 import logging
 import math
@@ -30,8 +29,8 @@ EachRound = Callable[[int, Any, Mapping[str, float]], bool | None]
 
 
 class Rounds:
-    """What `fit` keeps between rounds besides the `State`; all of it that matters after a crash is in the
-    checkpoints."""
+    """The bookkeeping of `fit` between rounds, besides the `State`; checkpoints hold all of it that matters
+    after a crash."""
 
     log: Log
 
@@ -49,20 +48,20 @@ class Rounds:
         self.sim, self.cohorts, self.judge, self.checkpoints = sim, cohorts, judge, checkpoints
         self.metadata, self.interruption, self.each_round = metadata, interruption, each_round
         self.spending = Spending(sim)
-        self.done = self.began = began  # the rounds that the first state of the run had behind it
+        self.done = self.began = began  # the rounds behind the first state of the run
         self.ended = False  # by `each_round`
         self.best: Best | None = None
         self.misses = 0  # evaluations since the best
-        self.cohort_size = 0  # the largest so far: a backend's buffers are made for it
+        self.cohort_size = 0  # the largest so far, which a backend's buffers are made for
         self.refused: list[int] = []  # rounds with refused reports
         self.finite = True
-        self.newest: Any = None  # the last state, of which nothing was used up
+        self.newest: Any = None  # the last state, which was not used up
         self.saved: int | None = None
-        # of each checkpoint: what the backend must still have to go on from it
+        # {round of a checkpoint: what the backend must still have to go on from it}
         self.needs: dict[int, Any] = {}
 
     def resume(self, saved: Saved) -> None:
-        """Takes up the bookkeeping of a checkpoint."""
+        """Takes over the bookkeeping of a checkpoint."""
         progress = saved.about["progress"]
         self.spending.resume(progress.get("privacy"), saved.round)
         self.done = self.saved = saved.round
@@ -128,7 +127,7 @@ class Rounds:
         return state, stopped
 
     def _reserve(self) -> None:
-        """Has the backend make its buffers for the largest cohort at once: how work is laid out on them may
+        """Lets the backend make its buffers for the largest cohort at once: how work is laid out in them may
         change last bits."""
         reserve = getattr(self.sim, "reserve", None)
         self.cohort_size = max(self.cohort_size, int(getattr(self.cohorts, "max_size", 0)))
@@ -136,7 +135,7 @@ class Rounds:
             reserve(self.cohort_size)
 
     def _dispatch(self, state: Any, start: int, stop: int, group: int) -> tuple[Any, Any]:
-        choose = getattr(self.cohorts, "choose", None)  # which there is of single rounds alone
+        choose = getattr(self.cohorts, "choose", None)  # for single rounds only
         if choose is not None:
             drawn = [choose(start, state, partial(self.sim.score, state))]  # type: ignore[attr-defined]
         else:
@@ -144,13 +143,13 @@ class Rounds:
         self.cohort_size = max(
             self.cohort_size, *(int(np.size(getattr(cohort, "clients", cohort))) for cohort in drawn)
         )
-        donate = self.each_round is None  # which may keep the state that it is given
+        donate = self.each_round is None  # `each_round` may keep the state that it gets
         if group > 1:
             return self.sim.run_many(state, drawn, donate=donate)
         return self.sim.run(state, drawn[0], donate=donate)
 
     def _read(self, unread: tuple[int, Any] | None) -> dict[str, float]:
-        """Fetches and logs the metrics of rounds that were dispatched; those of the last one."""
+        """Fetches and logs the metrics of dispatched rounds; returns those of the last one."""
         row: dict[str, float] = {}
         if unread is None:
             return row
@@ -166,7 +165,7 @@ class Rounds:
         return row
 
     def _lacked(self, round: int) -> list[str]:
-        """Who was to be in this round and was not, where the backend tells, by its `lacked(round)`."""
+        """The clients missing from this round, where the backend has a `lacked(round)`."""
         lacked = getattr(self.sim, "lacked", None)
         return [] if lacked is None else list(lacked(round))
 
@@ -178,7 +177,7 @@ class Rounds:
                 row["loss"],
                 round,
             )
-        # which says itself whose, and why
+        # the backend says itself whose, and why
         if row.get("refused", 0.0) > 0 and not hasattr(self.sim, "lacked"):
             if not self.refused:
                 self._explain(row)
@@ -206,7 +205,7 @@ class Rounds:
             )
 
     def _evaluate(self, state: Any) -> bool:
-        """Whether the state is the best so far."""
+        """Evaluates the state, and returns whether it is the best so far."""
         if not self.judge.every:
             return False
         values = self.judge(self.sim, state)
@@ -240,7 +239,7 @@ class Rounds:
         self._retain()
 
     def _retain(self) -> None:
-        """Tells a backend whose clients keep old versions from which checkpoints this run may still go on:
+        """Tells a backend whose clients keep old versions which checkpoints this run may still go on from:
         `needs(state)` of each."""
         if not hasattr(self.sim, "retain"):
             return
@@ -254,7 +253,7 @@ class Rounds:
 
 
 def _ends(answer: Any) -> bool:
-    """What a callback says, which is nothing or a bool."""
+    """The answer of a callback, checked: None or a bool."""
     if answer is not None and not isinstance(answer, (bool, np.bool_)):
         raise TypeError(
             f"each_round= must return None, or True to end the run, and returned a {type(answer).__name__}"
@@ -267,8 +266,8 @@ def _next(done: int, every: int) -> int:
 
 
 def _value(metric: Any) -> Any:
-    """What a metric's sums mean, [R] or a scalar. On the host, as on the device it would queue behind the
-    rounds at work."""
+    """The value of a metric, [R] or a scalar. Computed on the host: on the device it would queue behind the
+    rounds under way."""
     if isinstance(metric, Mean):
         total, weight = np.asarray(metric.total), np.asarray(metric.weight)
         return np.divide(total, weight, out=np.full(total.shape, np.nan, total.dtype), where=weight > 0)

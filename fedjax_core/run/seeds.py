@@ -1,7 +1,7 @@
-"""Warns who changes one of a run's seeds and means all of them.
+"""Warns a user who changes one of a run's seeds and probably means all of them.
 
     fc.fit(key=)               the first parameters; what clients draw as they train and encode (dropout, stochastic rounding)
-    Simulator(seed=)           in which order clients go through their examples
+    Simulator(seed=)           the order in which clients go through their examples
     fc.cohorts.uniform(seed=)  who takes part in which round
 
 Each is a setting of its own, so that one can be varied with the others held still. A model that draws no
@@ -22,8 +22,8 @@ log = logging.getLogger("fedjax_core")
 
 
 def warn_of_other_seeds(sim: Any, cohorts: Any, key: Key, params: Params | None) -> None:
-    """Says so where the key is another than the usual one, draws no parameters, and all other seeds are the
-    usual ones."""
+    """Warns where the key is not the default one but draws no parameters, and all other seeds are
+    defaults."""
     if np.array_equal(jax.random.key_data(key), jax.random.key_data(jax.random.key(0))):
         return
     seed, drawn = sim.settings.get("seed"), getattr(cohorts, "seed", None)
@@ -41,7 +41,7 @@ def warn_of_other_seeds(sim: Any, cohorts: Any, key: Key, params: Params | None)
 
 
 def _draws(jaxpr: core.Jaxpr) -> bool:
-    """Whether the program draws random bits, here or within what it calls."""
+    """Whether the program draws random bits, itself or within what it calls."""
     return any(
         eqn.primitive.name in ("random_bits", "threefry2x32", "rng_bit_generator")
         or any(map(_draws, jaxprs(tuple(eqn.params.values()))))

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM end a run in order: the running rounds finish, a checkpoint is written, and `fit`
 returns.
 
-A second one is not polite: KeyboardInterrupt, at once. Handlers are set in the main thread only, and put back
+A second one raises KeyboardInterrupt at once. Handlers are set in the main thread only, and restored
 afterwards.
 
 >>> import os, signal

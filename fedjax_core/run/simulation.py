@@ -1,7 +1,7 @@
-"""What `fit` asks of whoever runs rounds: lanes, plain loops, a cluster or real sites.
+"""The interface of the backends that `fit` runs: lanes, plain loops, a cluster or real sites.
 
-It may as well be a class of your own around one of these, with the members of `Simulation` and no more. One
-that mixes `state.clients.own` after each `run` does gossip, and `fit` logs, saves and resumes it.
+A backend may be a class of your own around one of these, with the members of `Simulation` only. One that
+mixes `state.clients.own` after each `run` does gossip, and `fit` logs, saves and resumes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from fedjax_core.types import Key, Params
 
 
 class Simulation(Protocol):
-    """What every backend has."""
+    """The members that every backend has."""
 
     @property
     def round(self) -> Any:
@@ -21,12 +21,12 @@ class Simulation(Protocol):
 
     @property
     def clients(self) -> Any:
-        """Those whose positions a cohort names; has `len` and `fingerprint()`."""
+        """The clients whose positions a cohort names; has `len` and `fingerprint()`."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """All that changes the answer, to the last bit, besides round and clients: what a resumed run must
-        have alike."""
+        """All that changes the answer, to the last bit, besides round and clients: a resumed run must have
+        the same."""
 
     def init(self, key: Key, params: Params | None = None) -> Any:
         """The state before the first round."""
@@ -44,18 +44,18 @@ class Simulation(Protocol):
 
 
 class Extras(Protocol):
-    """What a backend may have besides. `fit` looks for each by its name, and does without where it is not
-    there."""
+    """Optional members of a backend. `fit` looks for each by its name, and does without it if it is
+    missing."""
 
     private: bool
-    """Whether what a run writes is for its owner alone; without it, no."""
+    """Whether a run's files are for their owner alone; by default no."""
 
     judged_on: Literal["held-out", "trained on"]
-    """On which examples of its clients it evaluates, to be said at the start."""
+    """The examples of its clients that it evaluates on, in words, for a message at the start."""
 
     @property
     def meter(self) -> Any:
-        """Has `report()`, {name: number}: how fast it goes, for `History.speed`."""
+        """An object with `report()`, {name: number}: the speed, for `History.speed`."""
 
     def reserve(self, cohort_size: int) -> None:
         """Called once before the first round with the largest cohort that is known of, so that buffers need
@@ -66,17 +66,15 @@ class Extras(Protocol):
         (`fedjax_core.data.cohorts.Chooser`)."""
 
     def lacked(self, round: int) -> Mapping[str, str]:
-        """{client: why} of those who were to be in this round, numbered from 1, and were not: for the
-        records."""
+        """{client: why} of the clients missing from this round, numbered from 1: for the records."""
 
     def note(self, what: str, round: int, fields: Mapping[str, Any]) -> None:
-        """Called with what becomes of a run between rounds: that it goes on from a checkpoint, and from
-        which."""
+        """Called with an event of a run between rounds: that it goes on from a checkpoint, and from which."""
 
     def needs(self, state: Any) -> Mapping[str, Any]:
-        """What its clients must still have for a run to go on from this state, in plain values: saved with
+        """What the clients must still have for a run to go on from this state, in plain values: saved with
         the checkpoint."""
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """Called with the `needs` of all states that the run may still go on from; None at its end, when
-        nobody knows."""
+        """Called with the `needs` of all states that the run may still go on from; None at its end, when that
+        is not known."""

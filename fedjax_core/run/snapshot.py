@@ -1,5 +1,4 @@
-"""A saved state as it is read back: named arrays on the host, to take the places of those in a state of the
-same structure.
+"""A saved state as it is read back: named arrays on the host, to be put into a state of the same structure.
 
 >>> saved = Saved(3, {}, [Leaf("['w']", "int32", (2,), None)], [np.array([1, 2], np.int32)])
 >>> saved.place({"w": jnp.zeros(2, jnp.int32)})["w"].tolist()
@@ -22,7 +21,7 @@ class CheckpointError(RuntimeError):
 
 
 class Damaged(Exception):
-    """Why a checkpoint cannot be trusted."""
+    """A checkpoint cannot be trusted; the text says why."""
 
 
 class Leaf(NamedTuple):
@@ -32,27 +31,26 @@ class Leaf(NamedTuple):
     dtype: str
     shape: tuple[int, ...]
     key: str | None  # the implementation, for a typed PRNG key, whose data is what is stored
-    digest: str = ""  # SHA-256 of the bytes, where nothing else shows that they are those
+    digest: str = ""  # SHA-256 of the bytes, where nothing else verifies them
 
     @property
     def kind(self) -> str:
-        """What has to agree for the leaf to be put in another's place."""
+        """The description that must agree for the leaf to replace another: dtype, shape and kind of key."""
         return f"{f'key<{self.key}> ' if self.key else ''}{self.dtype}{list(self.shape)}"
 
 
 @runtime_checkable
 class Savable(Protocol):
-    """A part of a state that is saved as something else than it is, as a store that holds the rows of many
-    clients."""
+    """A part of a state with a saved form of its own, such as a store that holds the rows of many clients."""
 
     def saved(self) -> Any:
-        """What a checkpoint has in its place: arrays by name, one of them `who` [n]."""
+        """Its saved form: arrays by name, one of them `who` [n]."""
 
     def shapes(self, touched: int) -> Any:
-        """The shapes of `saved()` where there are so many rows."""
+        """The shapes of `saved()` for this many rows."""
 
     def restored(self, saved: Any) -> Any:
-        """The part again, from what was saved of it."""
+        """The part, restored from its saved form."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,7 @@ class Saved:
 
         `what` and `otherwise` are for that error: what does not fit, and what to do if it is not meant to.
 
-        A store of clients' rows in `like` (`fedjax_core.client_state`) takes back however many rows were
-        saved."""
+        A store of client state in `like` (`fedjax_core.client_state`) takes back any number of saved rows."""
         sizes = {leaf.name: leaf.shape for leaf in self.leaves}
 
         def room(path: Any, x: Any) -> Any:
@@ -111,7 +108,7 @@ class Saved:
 
 
 def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
-    """The leaves of a state and a copy of their arrays on the host, which stays as it is whatever becomes of
+    """(the leaves of a state, a copy of their arrays on the host), which stays as it is whatever becomes of
     the state."""
     leaves = jax.tree_util.tree_leaves_with_path(
         jax.tree.map(lambda x: x.saved() if isinstance(x, Savable) else x, state)
@@ -127,7 +124,7 @@ def taken(state: Any) -> tuple[list[Leaf], list[np.ndarray]]:
 
 
 def fingerprint(leaves: list[Leaf], arrays: list[np.ndarray]) -> str:
-    """By which two states that were `taken` can be told apart."""
+    """A digest that tells two states that were `taken` apart."""
     hashed = hashlib.sha256()
     for leaf, array in zip(leaves, arrays, strict=True):
         hashed.update(f"{leaf.name} {leaf.kind} {digest(array)}\n".encode())
