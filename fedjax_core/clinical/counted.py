@@ -4,10 +4,10 @@
     found = counted.of(federation.evaluate(history.state), edges)
     intervals.delong(found.together), {site: ranks.auroc(one) for site, one in found.each.items()}
 
-Whatever model it is, no risk of a person leaves a site, but how many people with and without the outcome have a
-risk in each bin: metrics `ill_0`, `well_0`, ..., which a site's policy has to name (`names`). A site whose policy
-has a `minimum.cell` tells none of its counts where one of them is of fewer people, but for nobody: give few and wide
-bins. What bins hide of the AUROC is known (`ranks.Bounded`).
+For any model, no person's risk leaves a site, only the numbers of people with and without the outcome in each
+bin of risk: metrics `ill_0`, `well_0`, ..., which a site's policy must name (`names`). A site whose policy
+has a `minimum.cell` withholds all its counts where one of them is of fewer people and not of none: give few
+and wide bins. The bins' error of the AUROC is bounded (`ranks.Bounded`).
 
 >>> names(np.array([0, 0.5, 1.0]))
 ('ill_0', 'well_0', 'ill_1', 'well_1')
@@ -32,12 +32,12 @@ from fedjax_core.types import Array, Batch, Params
 
 
 class Counted(NamedTuple):
-    """People by bins of risk."""
+    """Counts of people by bins of risk, at each site and together."""
 
-    together: Counts  # of all sites that tell it
+    together: Counts  # of all sites with counts
     each: dict[str, Counts]
     without: tuple[str, ...]
-    """Sites that tell none."""
+    """Sites without counts."""
 
 
 def names(edges: np.ndarray) -> tuple[str, ...]:
@@ -49,11 +49,11 @@ def names(edges: np.ndarray) -> tuple[str, ...]:
 def counting(
     task: Task, edges: np.ndarray, *, outcome: str = "y", risk: Callable[[Array], Array] | None = None
 ) -> Task:
-    """The task with these counts among its metrics of evaluation.
+    """The task, with counts of people by bins of risk among its metrics of evaluation.
 
-    `edges`: public edges of bins of risk, from 0 to 1 (`ranks.grid(10)`). `outcome`: the column with 1 for
-    people with it. `risk` makes a probability [B] of what the task predicts; by default of one logit, or of
-    two classes.
+    `edges`: public edges of bins of risk, from 0 to 1 (`ranks.grid(10)`). `outcome`: the column that is 1 for
+    people with it. `risk` makes a probability [B] of the task's predictions; by default from one logit, or
+    from two classes.
     """
     _check(edges)
     if task.predict is None:
@@ -61,13 +61,13 @@ def counting(
     predict, metrics, inner = task.predict, task.metrics, jnp.asarray(edges[1:-1], jnp.float32)
 
     def counts(params: Params, batch: Batch) -> dict[str, Array]:
-        found = dict(metrics(params, batch)) if metrics else {}
+        result = dict(metrics(params, batch)) if metrics else {}
         where = jnp.searchsorted(inner, (risk or _risk)(predict(params, batch)), side="right")
         ill = batch[outcome] == 1
         for b in range(len(edges) - 1):
-            found[f"ill_{b}"] = ((where == b) & ill).astype(jnp.float32)
-            found[f"well_{b}"] = ((where == b) & ~ill).astype(jnp.float32)
-        return found
+            result[f"ill_{b}"] = ((where == b) & ill).astype(jnp.float32)
+            result[f"well_{b}"] = ((where == b) & ~ill).astype(jnp.float32)
+        return result
 
     added_names = names(edges)
     ranges = (*task.ranges, *((name, 0, 1) for name in added_names))
@@ -75,31 +75,31 @@ def counting(
 
 
 def of(evaluation: Evaluation, edges: np.ndarray, sites: Sequence[str] | None = None) -> Counted:
-    """The counts in an evaluation, of each site that tells all of them, and of these together.
+    """The counts in an evaluation: of each site that reports all of them, and of these sites together.
 
     `sites`: their names, in the order of the evaluation. Raises ValueError where the evaluation has no such
-    counts, or nobody tells them.
+    counts, or no site reports them.
     """
     if lacking := [name for name in names(edges) if name not in evaluation.clients]:
         raise ValueError(
             f"the evaluation has no {lacking[0]!r}: build the task by counted.counting(task, edges), with these "
             f"{len(edges)} edges, and let the sites' policies name its metrics"
         )
-    who = [str(i) for i in range(len(evaluation.sizes))] if sites is None else list(map(str, sites))
+    site_names = [str(i) for i in range(len(evaluation.sizes))] if sites is None else list(map(str, sites))
     shares = np.stack([evaluation.clients[name] for name in names(edges)])  # [2 G, N]
     each = {}
-    for i, name in enumerate(who):
+    for i, name in enumerate(site_names):
         people = np.rint(shares[:, i] * evaluation.sizes[i])
         doubted = any(name in evaluation.without.get(one, {}) for one in names(edges))
         if np.isfinite(people).all() and not doubted:
             each[name] = Counts(people[::2].astype(np.int64), people[1::2].astype(np.int64))
     if not each:
         raise ValueError("no site tells its counts: do their policies name them (leaving.fields)?")
-    return Counted(added(each.values()), each, tuple(name for name in who if name not in each))
+    return Counted(added(each.values()), each, tuple(name for name in site_names if name not in each))
 
 
 def _risk(outputs: Array) -> Array:
-    """The probability of the outcome, of a logit or of two classes' logits."""
+    """The probability of the outcome, from a logit or from two classes' logits."""
     if outputs.ndim == 1:
         return jax.nn.sigmoid(outputs)
     if outputs.ndim == 2 and outputs.shape[1] == 2:
