@@ -3,9 +3,9 @@
 It belongs to the site and stays there: a coordinator's copy needs only `name` and `resources` (own_file.py).
 
     name = "charite"                      site.toml
-    folder = "/srv/federation"            of its state, ledger and errors
-    data = "mapping.toml"                 of its own table (fedjax_core/intake); or "module:function"; or the folder
-                                          that `Clients.save` wrote, of one client (or departments)
+    folder = "/srv/federation"            for client state, audit log and errors
+    data = "mapping.toml"                 for its own table (fedjax_core/intake); or "module:function"; or the folder
+                                          written by `Clients.save`, of one client (or its departments)
     study = "heart.study:scaffold"        installed at the site; see study.py
     arguments = { lr = 0.001 }
     policy = "policy.toml"                paths are relative to this file
@@ -13,10 +13,10 @@ It belongs to the site and stays there: a coordinator's copy needs only `name` a
     coordinator = "coordinator.pub"
     roster = "roster.toml"                the keys of all sites, for a study of secure aggregation
     labels = "y"                          column of classes, for the policy's minimum.per_class
-    departments = "ward"                  column by which its examples are divided, for a study whose clients are departments
-    person = "patient_id"                 column of persons, who are held out whole; see held_out.py
-    held_out = "test"                     column of truth values: the examples that the site holds out, where the study does
-    resources = { charite = 1.0 }         of the Ray node where the site's data is
+    departments = "ward"                 column that divides the examples, for studies of departments
+    person = "patient_id"                column of persons, who are held out whole; see held_out.py
+    held_out = "test"                    column of truth values: examples held out, if the study holds some out
+    resources = { charite = 1.0 }         of the Ray node that has the site's data
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:

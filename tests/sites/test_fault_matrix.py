@@ -373,7 +373,7 @@ def test_what_the_documents_show_is_what_the_code_reads(tmp_path):
     site, shown = re.findall(
         r"```toml\n(.*?)```", (REPOSITORY / "docs" / "sites-setup.md").read_text(), re.DOTALL
     )
-    whole = policy.__doc__.partition("\n\n")[2].partition("What is not set")[0]
+    whole = policy.__doc__.partition("\n\n")[2].partition("A setting that is missing")[0]
     for name, text in (("site", site), ("shown", shown), ("whole", whole)):
         (tmp_path / f"{name}.toml").write_text(re.sub(r"(?m)^ {3,4}", "", text))
     assert (

@@ -22,7 +22,7 @@ class CoordinatorLog:
         self.log, self.run_name = audited, run_name
         self.latest_head: Callable[[str], tuple[int, str | None]] = lambda party: (0, None)
         """Gives (number of a site's last message, head of its log in that message)."""
-        self._heads: dict[str, str] = {}  # of each site, the last that was recorded
+        self._heads: dict[str, str] = {}  # site -> the head last recorded
 
     def record(self, party: str, what: str, number: int, details: Mapping[str, Scalar]) -> None:
         """Writes an entry: which party (a site or the coordinator) did what in which round."""
@@ -30,8 +30,8 @@ class CoordinatorLog:
             plain = {
                 k: printable(v)[:1000] if isinstance(v, str) else v for k, v in details.items()
             } | self._new_head(party, number)
-            # Nothing is concluded from a report before its round is: one wait for the disk, 2 to 3 ms, instead of one a
-            # site.
+            # Nothing depends on a report's entry before the round ends: one wait for the disk, 2 to 3 ms, instead of
+            # one a site.
             self.log.record(
                 party,
                 what,

@@ -67,7 +67,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     n: Annotated[int, Meta(ge=0)]  # 0, 1, 2, ...
     prev: str  # digest of the line before
-    time: float  # seconds since 1970, by the clock of whoever wrote it
+    time: float  # seconds since 1970, by the writer's clock
     key: str  # fingerprint of the key that signs
     who: Text
     what: Text
@@ -185,7 +185,7 @@ def spelt(entry: Entry) -> bytes:
         body = dumps(entry)
         if is_plain(body) and _ENTRY.decode(body) == entry:
             return body
-    except (ValueError, TypeError, msgspec.MsgspecError):  # of a value, which is found below
+    except (ValueError, TypeError, msgspec.MsgspecError):  # the value is named below
         pass
     details = {
         name: str(x) if isinstance(x, float) and not math.isfinite(x) else x

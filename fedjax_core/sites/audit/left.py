@@ -1,6 +1,6 @@
 """Keeps copies of the tensors that left a site, in the site's folder, each message under its SHA-256.
 
-    folder/left/<SHA-256>.safetensors        for whoever reads safetensors; of mode 0600, as all that a site writes
+    folder/left/<SHA-256>.safetensors        of mode 0600, as all that a site writes
 
 The audit log itself has all fields, and tensors that are small together (log.py). Larger ones are kept here,
 up to `left_gb` GB of the site's file; the oldest are removed.

@@ -68,10 +68,8 @@ _LOCK = "lock"
 
 _OPEN: "WeakSet[Log]" = WeakSet()
 """The logs that are open in this process."""
-_HEADS_SECONDS = (
-    5.0  # a signature and a write take 0.3 ms of the 2 ms that an entry takes with its way to the disk
-)
-_SMALL, _FEW = 4096, 64  # bytes of tensors, and how many there are, whose values are then in the ledger
+_HEADS_SECONDS = 5.0  # a signature and a write take 0.3 ms; an entry on the disk takes 2 ms
+_SMALL, _FEW = 4096, 64  # most bytes and most tensors whose values an entry has
 
 
 class Log:
@@ -98,10 +96,10 @@ class Log:
         self.key, self.keys, self._file_bytes = key, {key.public, *former}, file_bytes
         self._lock: BinaryIO | None = None
         self._file: BinaryIO | None = None
-        self._end = 0  # bytes of the file: asking the system twice an entry is two calls
+        self._end = 0  # bytes of the file, kept to save two system calls an entry
         self._heads: BinaryIO | None = None
         self._heads_bytes = 0
-        self._heads_until = 0.0  # when they are next written, by time.monotonic
+        self._heads_until = 0.0  # when they may be written next, by time.monotonic
         self._backwards: set[str] = set()
 
     def __enter__(self) -> "Log":
@@ -168,7 +166,7 @@ class Log:
                 raise OSError(errno.ENOSPC, "only a part of the entry was taken")
             if wait:
                 os.fsync(file.fileno())
-        except OSError as error:  # a full disk: what it took of the line must not stay before the next one
+        except OSError as error:  # a full disk: the partial line must not stay
             file.truncate(start)
             raise OSError(
                 error.errno,
@@ -212,7 +210,7 @@ class Log:
         header, tensors = envelope
         try:
             norm = measure(tensors) if norm is None else norm
-        except NotFinite:  # the ledger tells what left, however bad
+        except NotFinite:  # the log records what left, however bad
             norm = math.nan
         details: dict[str, Scalar] = {
             "recipient": header.recipient, "kind": header.kind, "exchange": header.exchange, "sequence": header.sequence,

@@ -1,6 +1,6 @@
 """Verifies that an audit log is as it was written, from its first entry or from its owner's signed anchor on.
 
-    line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; the heads that are held of it must be among them
+    line_0 ◄─ prev ─ line_1 ◄─ prev ─ ... line_n        each signed; heads that others hold must be among them
 
 A chain cannot show that its end was cut off, nor that its owner, who has the key, rewrote all of it. For that
 somebody else holds its head, and it is compared here.
@@ -61,7 +61,7 @@ def verify(
     own, unread = None, None
     try:
         own = Heads.read(folder, known)
-    except AuditError as error:  # of which is told where nothing is wrong with the entries
+    except AuditError as error:  # raised below if nothing is wrong with the entries
         unread = error
     wanted = [("the exported head", head)] if head is not None else []
     wanted += [(f"the head that {name} holds", one) for name, every in (held or {}).items() for one in every]
@@ -151,7 +151,7 @@ class Anchor:
     """The owner's signed statement that entries up to `head` were removed; verification begins there."""
 
     head: Head
-    time: float  # when, in seconds since 1970
+    time: float  # of the removal, in seconds since 1970
     key: str  # fingerprint of the key that signs
 
     def write(self, folder: str | os.PathLike[str], key: SiteKey) -> None:

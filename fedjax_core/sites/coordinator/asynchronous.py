@@ -144,9 +144,7 @@ class AsynchronousRounds:
             self._take_up(state)
         elif self._version != int(state.round):
             self._open(state)
-        self._state = (
-            None  # whatever else ends this step in the middle: the next one begins with what is in its state
-        )
+        self._state = None  # if anything else interrupts this step, the next one begins from its own state
         try:
             self._fill(free)
             after, metrics = self._conclude(state)
@@ -192,10 +190,10 @@ class AsynchronousRounds:
         )
         self._written: dict[int, Bytes] = {}  # version -> request
         self._sums = Aggregation(self._round, 0, state.uplink[0], self._buffer.size)
-        self._counted: list[tuple[int, int]] = []  # (site, staleness), in the order in which they came
+        self._counted: list[tuple[int, int]] = []  # (position, staleness), in order of arrival
         self._waiting: list[_Waiting] = []
         self._refused, self._stale, self._missing = 0, 0, 0
-        self._failed: dict[int, str] = {}  # site -> why it gave no report to this step
+        self._failed: dict[int, str] = {}  # position -> why the site gave no report to this step
 
     def _request(self, version: int) -> Bytes:
         if version not in self._written:
@@ -207,7 +205,7 @@ class AsynchronousRounds:
 
     def _fill(self, cohort: np.ndarray) -> None:
         """Waits until the buffer is full; raises `Paused` if no site is at work before that."""
-        failed: dict[int, int] = {}  # site -> version that it was given, in this call
+        failed: dict[int, int] = {}  # position -> version, of failures in this call
 
         def begin(position: int) -> None:
             if (
@@ -231,7 +229,7 @@ class AsynchronousRounds:
             )
             nothing |= self._count(whatever=completed is None)
             failed |= nothing
-            self._last[list(nothing)] = -1  # nothing of it counted
+            self._last[list(nothing)] = -1  # their version may be tried again
             if completed is None and len(self._counted) < self._buffer.size:
                 self._too_few(failed, len(members))
             for position in nothing:

@@ -28,15 +28,15 @@ from fedjax_core.sites.wire.transport import Reply
 class Call:
     """A request that a site works on."""
 
-    version: int  # of the model that it was given
+    version: int  # of the model that was sent
     request: Bytes
     header: Header
-    replies: "list[Future[Reply]]"  # that are waited for: one of each time that it was asked
-    until: float  # when it is given up, by time.monotonic()
-    look: float  # when to look whether it goes on
-    outgoing: OutgoingRequest | None  # how the request goes, if in parts
-    times: int = 1  # that it was asked
-    parts: int = 0  # that had come from it or gone to it when it was last looked at
+    replies: "list[Future[Reply]]"  # the awaited futures, one for each time that the site was asked
+    until: float  # when the call is given up, by time.monotonic()
+    look: float  # when to check for progress
+    outgoing: OutgoingRequest | None  # the request's transfer, if in parts
+    times: int = 1  # how often the site was asked
+    parts: int = 0  # parts moved by the last check
 
 
 class Completed(NamedTuple):
@@ -45,7 +45,7 @@ class Completed(NamedTuple):
     position: int
     version: int
     header: Header
-    reply: Envelope | None  # None: there is no reply that may be read, and it is recorded why
+    reply: Envelope | None  # None: no valid reply; the reason is recorded
 
 
 class Calls:
@@ -61,7 +61,7 @@ class Calls:
             lambda of, part: requests.part(self._large[of], of, part),
             lambda: self.number,
         )
-        self._large: dict[str, Header] = {}  # the digest of a reply that comes in parts -> what was asked
+        self._large: dict[str, Header] = {}  # digest of a reply in parts -> its request's header
 
     def begin(self, position: int, version: int, request: Bytes) -> None:
         """Asks the site at this position to train from this version."""

@@ -36,7 +36,7 @@ class Result(NamedTuple):
     """The result of an exchange."""
 
     state: State
-    places: list[int]  # of the cohort: whose reports counted
+    places: list[int]  # in the cohort, of the reports that counted
     metrics: dict[str, Any]
 
 
@@ -60,7 +60,7 @@ def exchange(
     sent, state = broadcast(composed, e, context.state, len(context.version))
     noise = requests.noise(state, e)
     if not len(cohort.clients):
-        nobody = np.full(1, len(collector.names))  # one place, and empty
+        nobody = np.full(1, len(collector.names))  # one empty place
         nothing = Aggregation(composed, e, state.uplink[e], 0, nobody)
         return Result(
             nothing.conclude(
@@ -118,7 +118,7 @@ class _Fold:
         # position of the site -> place in the cohort, in the order of the cohort
         self.turns = {int(cohort.clients[p]): p for p in places}
         self.here: list[int] = []
-        self.lost = 0  # that were of use, and could not be brought again
+        self.lost = 0  # valid reports that could not be fetched again
         self._cohort, self.reports, self.sums, self._collector = cohort, reports, nothing(), collector
         self._nothing = nothing
         self._left = list(self.turns)
@@ -136,7 +136,7 @@ class _Fold:
             report is not None for _, report in self._ready.values()
         ) < _capacity(received[0])
         self._ready[position] = envelope.header, received if kept else None
-        del received  # nothing of it stays while others are added
+        del received  # frees its memory while others are added
         self._go_on()
         return True
 

@@ -39,7 +39,7 @@ class SiteTotals(NamedTuple):
     """The metrics that one site reports."""
 
     examples: int
-    totals: Mapping[str, float]  # {metric: sum over them}; NaN where it is not finite there
+    totals: Mapping[str, float]  # {metric: sum over the examples}; NaN if not finite
 
 
 def read(fields: Mapping[str, Any], most: int) -> SiteTotals | str:
@@ -77,9 +77,9 @@ def doubts(
 class Believed(NamedTuple):
     """The metrics that sites report of one model, as far as they are believed."""
 
-    by_site: dict[int, SiteTotals]  # by the sites' positions, without metrics that are nobody's
+    by_site: dict[int, SiteTotals]  # by the sites' positions, without the metrics that were dropped
     doubts: dict[tuple[int, str], str]  # (position, metric) -> why it does not count
-    reasons: dict[int, str]  # why a reply was not read at all
+    reasons: dict[int, str]  # position -> why a reply was rejected
 
 
 def believe(

@@ -106,7 +106,7 @@ class Replies:
             kind = KINDS[request.kind].reply
             if header.kind == PARTS and header.answers == request.digest:
                 read_manifest(envelope, request)
-                return envelope  # may be said again: it is the reply itself that is heard once
+                return envelope  # a manifest may come again; only the reply itself is accepted once
             if header.kind == LACKING and outgoing is not None and header.answers == outgoing.digest:
                 outgoing.lacking(envelope)
                 return envelope
@@ -128,7 +128,7 @@ class Replies:
             details: dict[str, Scalar] = {k: str(header.fields.get(k))[:500] for k in ("code", "reason")}
             self.reasons[position] = str(details["reason"])
             self._record(name, "declined", number, details)
-        elif request.kind != "train":  # a report is recorded with the verdict on it
+        elif request.kind != "train":  # reports are recorded with their validation
             self._record(
                 name, "answered", number, {"kind": header.kind, "bytes": header.size, "digest": header.digest}
             )

@@ -69,8 +69,8 @@ class Size(NamedTuple):
     """The size of the numbers in one report."""
 
     norm: float  # of the update
-    steps: int  # that the site had to do
-    stats: dict[str, float]  # the largest of each
+    steps: int  # the site's steps
+    stats: dict[str, float]  # name -> its largest absolute value
 
 
 class Reports:
@@ -98,7 +98,7 @@ class Reports:
         limited = TRAIN_SECONDS in header.fields
         if rules.max_weight is not None:
             self._bounds = np.full(len(sizes), rules.max_weight)
-        else:  # a department's weight is of its own examples, which only the site knows
+        else:  # only the site knows the examples of each department
             weigh = self._server.weigh[e] if collector.clients is None else None
             self._bounds = _weights(weigh, sizes.tobytes(), self.steps.tobytes(), limited)
         counters = self._server.counters[e] if collector.clients is None else {}
@@ -176,7 +176,7 @@ class Reports:
         """(what was sent, weight) in a validated report."""
         sent = self._form.filled(envelope.tensors)
         if not self._server.small[self._e]:
-            sent = jax.device_put(sent)  # where it lies, if that is at a multiple of tensors.ALIGN
+            sent = jax.device_put(sent)  # in place, if aligned to tensors.ALIGN
         return sent, float(envelope.header.fields["weight"])  # type: ignore[arg-type]
 
     def record(self, party: str, what: str, details: Mapping[str, Scalar]) -> None:
@@ -190,7 +190,7 @@ def absurd(rules: Rules, sizes: Sequence[Size], params: Any) -> dict[int, str]:
         return {}
     steps, outliers = [one.steps for one in sizes], dict[int, str]()
     for name in sorted({name for one in sizes for name in one.stats}):
-        # A stat may be the square of what an update is.
+        # A stat may be a square of the update's numbers.
         bad = outlying([one.stats[name] ** 0.5 for one in sizes], steps, lambda: 0.0)
         outliers |= dict.fromkeys(bad, f"the size of its stats {name!r}")
     return outliers | dict.fromkeys(
@@ -345,7 +345,7 @@ class Aggregation:
                 "Rules(allow_zero=True) goes on. The state is unchanged."
             )
         self._say_left_out(used, record)
-        return concluded._replace(key=state.key)  # the very same, of which requests know what to say
+        return concluded._replace(key=state.key)  # the same object, whose text requests have cached
 
     def _say_left_out(self, used: Any, record: Callable[[str, str, Mapping[str, Scalar]], None]) -> None:
         """Records by name whose reports the aggregator left out: a site that is left out in every round has a
@@ -388,7 +388,7 @@ class Aggregation:
         doubts |= doubtful_means(
             weights, [(name, 0.0, math.inf) for name in weights], tuple(weights), answered
         )
-        for name in means.keys() & sums.keys():  # a mean to some, and a sum to others
+        for name in means.keys() & sums.keys():  # a mean at some sites, a sum at others
             fewer = sums if len(sums[name]) <= len(means[name]) else means
             doubts |= {
                 (i, name): "it is told as another kind of number than by the others" for i in fewer[name]

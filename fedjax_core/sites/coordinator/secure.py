@@ -276,7 +276,7 @@ class _Attempt:
         """Runs one stage: sends each site its message, and returns the sites with a valid answer."""
         values = {ATTEMPT: self._header.sequence, "part_bytes": self._header.fields.get("part_bytes")}
         fields: dict[str, Scalar] = {name: value for name, value in values.items() if value is not None}
-        made: dict[int, Any] = {}  # of one message for all, one request
+        made: dict[int, Any] = {}  # id of the message -> request, made once if it goes to all
         requests = {}
         for name, body in to.items():
             if id(body) not in made:

@@ -32,21 +32,21 @@ TOGETHER, SMALL_BYTES = 16, 64 << 10
 class Server(NamedTuple):
     """The server's half of a round, compiled, by exchange."""
 
-    like: list[Any]  # the shapes of what a site sends, or would without masks
-    form: list[TreeSpec]  # of that
-    stats: list[dict[str, Any]]  # the shapes of the numbers in it that the server reads client by client
-    beside: list[frozenset[str]]  # the names of the tensors in it that are no part of the update
-    small: list[bool]  # whether that has at most SMALL_BYTES
+    like: list[Any]  # shapes of a report, before masking
+    form: list[TreeSpec]  # spec of a report
+    stats: list[dict[str, Any]]  # shapes of its stats, which the server reads client by client
+    beside: list[frozenset[str]]  # names of its tensors that are not part of the update
+    small: list[bool]  # whether a report has at most SMALL_BYTES
     broadcast: list[Any]
     """(server, downlink, round, key, the sites' positions) -> (what is sent, the downlink's new state)."""
     # (whether the expanded report may be used, its norm); None where it equals what was sent and validated
     fine: list[Any]
-    weigh: list[Weigher | None]  # what a report weighs
+    weigh: list[Weigher | None]  # the weight of a report
     # tensor name -> a stat of the report, where examples and steps alone determine it
     counters: list[dict[str, Weigher]]
     zero: list[Any]
-    add: list[Any]  # what a report expands to, times a factor or as it is, in place
-    add_all: list[Any]  # of several reports, `Small`, to an accumulator or None
+    add: list[Any]  # adds an expanded report, times a factor or None, in place
+    add_all: list[Any]  # adds several reports, `Small`, to an accumulator or None
     conclude: list[Any]
     """Gives (state, norm of the sum, whose reports are in it or None), from an accumulator or None, reports
     or None, who reported, and words for noise."""
@@ -118,7 +118,7 @@ def server_half(composed: Round) -> Server:
 
     def as_sent(e: int) -> bool:
         """Whether a report expands to exactly the numbers that were sent."""
-        if composed.slots > 1:  # whose number has to be looked at
+        if composed.slots > 1:  # the slot's number must be checked
             return False
         update = wire_of(shapes[e]).update
         jaxpr = jax.make_jaxpr(lambda uplink, sent: composed.receive(e, uplink, sent, jnp.float32(0))[0])(

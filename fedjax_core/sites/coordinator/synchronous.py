@@ -30,8 +30,7 @@ from fedjax_core.sites.wire.identity import Roster
 class Versions(NamedTuple):
     """The coordinator's knowledge of the clients' own state: which version of it is valid."""
 
-    # [N] int32: 0 before a client's first report, round * exchanges + exchange + 1 after its last that
-    # counted
+    # [N] int32: 0 before a client's first report that counted, round * exchanges + exchange + 1 after its last
     version: np.ndarray
 
 

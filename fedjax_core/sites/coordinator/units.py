@@ -22,7 +22,7 @@ import numpy as np
 from fedjax_core.data.preprocess import Step, Sums, categories_in
 from fedjax_core.sites.coordinator.outlying import LEAST
 
-_LEAST = 5  # examples behind a mean that is compared
+_LEAST = 5  # least examples behind a compared mean
 _ABSURD = 1e6
 
 

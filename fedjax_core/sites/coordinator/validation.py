@@ -99,30 +99,28 @@ class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
     round: int
     exchange: int
     config: str
-    kinds: Mapping[str, LeafSpec]  # of the report's tensors: trees.leaf_specs(eval_shape of what is sent)
+    kinds: Mapping[str, LeafSpec]  # of the report's tensors: trees.leaf_specs(eval_shape of a report)
     # site -> fingerprint of its data; a site that is missing here replies for the first time
     data: Mapping[str, str] = {}
     answers: str | None = None  # digest of this exchange's broadcast; None: updates need not name it
     max_weight: float
-    max_norm: float  # of what is sent; inf: it is compared with the others' later (outlying.py)
-    max_examples: int | None = None  # that the site said to have
-    max_steps: int | None = None  # that its plan has for so many
-    beside: frozenset[str] = frozenset()  # the tensors that are no part of the update, and so not of its norm
-    limited: bool = False  # whether the time for training was, so that a part of it may have been done
+    max_norm: float  # of the update; inf: compared with the others later (outlying.py)
+    max_examples: int | None = None  # the number that the site claimed
+    max_steps: int | None = None  # by its plan for this number of examples
+    beside: frozenset[str] = frozenset()  # the tensors that are not part of the update and its norm
+    limited: bool = False  # whether the time was limited, so that only a part may be done
     # tensor of one number -> (least, most) that it may hold
     stats: Mapping[str, tuple[float, float]] = {}
-    clients: int | None = (
-        None  # that the report is the mean of, where departments are clients; None: it is one client's
-    )
+    clients: int | None = None  # behind the mean, if departments are clients; None: one client
 
 
 class Verdict(NamedTuple):
     """The result of validating one update, in plain values for the audit log."""
 
     accepted: bool
-    code: str  # accepted, data-change-declared, or the code of what was found
+    code: str  # accepted, data-change-declared, or the code of the problem
     reason: str
-    norm: float | None  # l2, of all numbers sent; None where the checks did not come so far
+    norm: float | None  # l2, of the update; None if an earlier check failed
 
 
 def validate(envelope: Envelope, expected: ExpectedUpdate) -> Verdict:

@@ -86,10 +86,12 @@ class Waiting:
         self._patience, self._most, self._hasty = patience, most, set(hasty)
         self._attempts = dict.fromkeys(positions, 0)
         self._settled: set[int] = set()
-        self._there: set[int] = set()  # of whom something came, whatever it was
+        self._there: set[int] = set()  # positions of sites that sent anything
         self._waiting: dict[Future[Reply], int] = {}
-        self._heads: dict[Future[Reply], Future[Reply]] = {}  # of replies that come in parts
-        self._took = 0.0  # to the last reply so far
+        self._heads: dict[
+            Future[Reply], Future[Reply]
+        ] = {}  # future of a reply in parts -> future of its manifest
+        self._took = 0.0  # seconds until the last reply so far
 
     def wait(self) -> None:
         """Asks all sites and collects their replies; a site that is missing in the end has a reason in

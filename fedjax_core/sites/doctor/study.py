@@ -82,7 +82,7 @@ def data(site_file: SiteFile, settings: Settings) -> str:
         None,
         f"{clients.examples} examples of {listed(here)}{'' if held is None else f', and {held.examples} held out'}",
     )
-    with contextlib.suppress(OSError, ValueError):  # which another check tells
+    with contextlib.suppress(OSError, ValueError):  # another check reports it
         key = None if path is None else SiteKey.load(path)
     if key is None:
         return f"{text}, which have a fingerprint once the site has a key"
@@ -203,7 +203,7 @@ def policy(site_file: SiteFile, settings: Settings) -> str:
         raise Unfit(
             f"{site_file.policy} says that the site is {'withdrawn' if site_policy.withdrawn else 'paused'}: it would decline everything"
         )
-    study = study if built is None else built.hash  # where these differ, that is another check's to tell
+    study = study if built is None else built.hash  # another check reports a difference
     if site_policy.tasks.mode == "list" and study and study not in site_policy.tasks.allowed:
         raise Unfit(
             f"{site_file.policy} does not allow the study {study}: add it to tasks.allowed after review"
@@ -237,7 +237,7 @@ def policy(site_file: SiteFile, settings: Settings) -> str:
             "leaving.fields after "
             "review, or decline the study" + (" (a range is of single persons)" if "range" in sums else "")
         )
-    if built is not None:  # but for what the checks above and before have said of it
+    if built is not None:  # except for what earlier checks cover
         request = Request(
             built.hash, examples=0, clip=built.clip, noise=built.noise, whole=built.whole, secure=hides
         )

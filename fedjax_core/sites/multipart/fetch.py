@@ -34,7 +34,7 @@ IN_FLIGHT, AT_ONCE = 2, 4
 TRIES, PAUSE_SECONDS = 8, 0.1
 """How often a part is sent, and the pause after its first loss, which doubles each time."""
 
-_Way = tuple[int, type[Transfer]]  # the position of a site, and whether a reply is coming or a request going
+_Way = tuple[int, type[Transfer]]  # (position of the site, class: a reply coming or a request going)
 
 
 class Stuck(ConnectionError):
@@ -97,7 +97,9 @@ class Fetch:
             done = first_of(self._transport, [*replies, *self._flying], max(0.0, last - time.monotonic()))
             parts = done & self._flying.keys()
             for future in parts:
-                if future in self._flying and self._take(future):  # one before it may have ended the transfer
+                if future in self._flying and self._take(
+                    future
+                ):  # an earlier part may have ended the transfer
                     moved = time.monotonic()
             if not done and time.monotonic() < until:
                 self._make_room()
@@ -181,7 +183,9 @@ class Fetch:
             self._flying[self._transport.send(transfer.name, transfer.outgoing.announcement)] = way, None
         elif isinstance(transfer, Coming):
             del self._all[way]
-            transfer.done.set_result([transfer.assembly.whole].pop)  # the future keeps nothing of it
+            transfer.done.set_result(
+                [transfer.assembly.whole].pop
+            )  # the future does not keep the message alive
         self._start()
 
     def _conclude(self, transfer: Transfer, future: "Future[Any]") -> None:
@@ -196,7 +200,7 @@ class Fetch:
         transfer, name = self._all[way], self._all[way].name
         try:
             header = decode(raw, self._roster, recipient=COORDINATOR).header
-            # A site that could not read what it was sent answers nothing that it knows of.
+            # A refusal that answers nothing comes from a site that could not read the message.
             if (header.sender, header.kind) != (name, "refusal") or not header.answers:
                 raise TamperedPart(f"{name!r} sent something else than was asked of it")
         except Refused:

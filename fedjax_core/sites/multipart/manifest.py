@@ -52,7 +52,7 @@ class TamperedPart(Refused):
 class Manifest(NamedTuple):
     """The description of one message in parts, all of one length but the last."""
 
-    of: str  # by what the message is called: SHA-256 of the digests
+    of: str  # the message's name: SHA-256 of the digests
     length: int
     part_bytes: int
     digests: np.ndarray  # [parts, 32] uint8
@@ -81,7 +81,7 @@ class Assembly:
         self.manifest = manifest
         self._raw: np.ndarray | None = None
         self.here = np.zeros(len(manifest.digests), bool)
-        # Of one that is whole others may have views: its memory is not written to any more.
+        # Others may have views of a finished assembly, so its memory is not written to any more.
         if before is not None and before.manifest[1:3] == manifest[1:3] and not before.here.all():
             self._raw, self.here = (
                 before._raw,
@@ -147,4 +147,6 @@ def read_manifest(envelope: Envelope, request: Header, limits: Limits = LIMITS) 
     tensors = from_tensors(
         envelope.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)}
     )
-    return Manifest(of, length, part_bytes, np.array(tensors["digests"]))  # and nothing else of the message
+    return Manifest(
+        of, length, part_bytes, np.array(tensors["digests"])
+    )  # a copy, so that the message can be freed

@@ -41,7 +41,7 @@ site are normal."""
 ALL = -1
 """The `steps` of an answer that used all steps, or has none."""
 
-_LAST = 1024  # questions, and models, that are known again
+_LAST = 1024  # how many questions, and models, are remembered
 _RUNS = 256
 _NOWHERE = (-1, -1, -1)  # round and exchange trained last, round evaluated last
 
@@ -82,9 +82,7 @@ class Answered:
         self._runs: dict[str, tuple[int, int, int]] = {}
         self._day, self._updates_today, self._others_today, self._updates, self._untrained = "", 0, 0, 0, 0
         self._lines = 0
-        self._descriptor: int | None = (
-            None  # of the file: opening it for every answer takes longer than writing it
-        )
+        self._descriptor: int | None = None  # of the file, kept open: opening it takes longer than a write
         if self._path is not None and self._path.exists():
             self._read(self._path)
 
@@ -248,7 +246,7 @@ class Answered:
                 "again, and knows no model that it was sent before"
             ) from None
         self._lines = len(lines)
-        if torn:  # what a crash left of a line
+        if torn:  # a line torn by a crash
             os.truncate(path, path.stat().st_size - len(torn))
 
 

@@ -2,8 +2,8 @@
 disturbed.
 
     cpus, gpu_share                        by the operating system and XLA, from the start of the process (`confine`)
-    memory_gb, seconds_per_round, _day     by a look each half a second or so of training (`Budget.watch`), which ends it with a refusal
-    memory_gb                              of a request that comes in parts, before the first one (requests.py)
+    memory_gb, seconds_per_round, _day     by `Budget.watch`, about every half second of training, with a refusal
+    memory_gb                              for a request in parts, before its first part (requests.py)
 
 Seconds of a day are kept in the site's folder, over restarts: they are written after each round if the day
 has a cap, else once another second has accumulated, as a write waits for the disk. Days are in UTC. In one's
@@ -33,7 +33,7 @@ from fedjax_core.sites.policy.tables import Caps
 from fedjax_core.sites.refusal import Refused
 
 _MEMORY = Path("/proc/self/statm")
-_UNWRITTEN_SECONDS = 1.0  # may be lost in a crash, where the day has no cap
+_UNWRITTEN_SECONDS = 1.0  # how much a crash may lose, if the day has no cap
 
 
 class OverCap(Refused):

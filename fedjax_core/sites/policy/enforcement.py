@@ -53,7 +53,7 @@ _WITHOUT_NORM = (
     CONFIRM,
     REVEAL,
 )
-_REFUSED = "declined"  # of an update that is none, beside what was asked: to decline two models tells of both
+_REFUSED = "declined"  # digest prefix of a refusal, before the question's: refusals of two models disclose something of both
 
 
 class Declined(Refused):
@@ -100,7 +100,7 @@ class Enforcement:
         self._ledger = Ledger(folder, account)
         self.answered = Answered(folder)
         self._pins = None if folder is None else os.fspath(folder / PINNED)
-        self._pinned: str | None = None  # where there is no folder
+        self._pinned: str | None = None  # used without a folder
         self._read()
 
     def check(

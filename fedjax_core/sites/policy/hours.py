@@ -29,7 +29,7 @@ class Hours:
     def __post_init__(self) -> None:
         try:
             ZoneInfo(self.zone)
-        except (OSError, ValueError):  # a missing zone is a KeyError of zoneinfo's own
+        except (OSError, ValueError):  # a missing zone is a KeyError (below)
             raise ValueError(
                 f"zone {self.zone!r} is not a time zone: use a name such as 'Europe/Berlin'"
             ) from None

@@ -2,42 +2,43 @@
 override.
 
     site = "charite"
-    paused = false                # for now; `withdrawn = true` is for good, and the site's ledger says of which run
-    max_bad_share = 0.01          # records that cannot be used are skipped, up to this share of all; not set: none are
+    paused = false                # for now; `withdrawn = true` is for good, and recorded for each run
+    max_bad_share = 0.01          # bad records are skipped, up to this share; if not set, none are
 
-    [tasks]                       # which configurations, by hash
-    mode = "list"                 # or "first-use": the first one asked for is pinned, and every other refused
-    allowed = ["3f9a0b1c2d3e4f5a6b7c8d9e0f1a2b3c"]    # the hashes of studies, as `fedjax-core doctor` prints them
+    [tasks]                       # which studies may run, by their hashes
+    mode = "list"                 # or "first-use": pins the first one asked for, and refuses every other
+    allowed = ["3f9a0b1c2d3e4f5a6b7c8d9e0f1a2b3c"]    # hashes, as `fedjax-core doctor` prints them
 
-    [minimum]                     # of examples: those that the site has, and those that a report is computed of
+    [minimum]                     # of examples that the site has, and of those behind a report
     examples = 50
-    per_class = 5                 # of each class, those of the task that the site lacks among them
-    classes = 2                   # so many there are, where the study's task does not say it
-    department = 5                # of each department that is a client by itself; see departments.py
+    per_class = 5                 # of each class, including classes of the task that the site lacks
+    classes = 2                   # the number of classes, if the study's task does not say it
+    department = 5                # of each department, if departments are clients; see departments.py
     sites = 5                     # in a sum of secure aggregation; never fewer than 3
-    cell = 5                      # of values behind a sum for preprocessing or of a metric, or it is not told
+    cell = 5                      # of values behind a sum of preprocessing or a metric
 
     [leaving]
-    fields = ["weight", "examples", "data"]     # and metrics, such as "loss": not where an epsilon is kept, which does not count them
-                                                # and "steps_done", "examples_seen": counts, for runs that limit the time to train
-                                                # and "stats.loss", which a study's server reads of each site by itself
-    secure = true                 # no update leaves but under masks: the study has fc.uplink.secure
-    max_norm = 10.0               # of what leaves, but for the sums that `fields` let leave (moments, range, categories)
-    clip = 1.0                    # the site clips each update to this l2 norm, whatever the study does; see noise.py
-    noise = 0.8                   # and adds noise of this multiple of it
-    by = "site"                   # or "study": the site adds nothing, and asks that the study says it does as much by itself
-    delta = 1e-6                  # what leaves is counted, as an epsilon at this delta; see privacy_ledger.py
-    epsilon = 8.0                 # up to which updates leave, in all runs together
+    fields = ["weight", "examples", "data"]     # and metrics, such as "loss", but not with a privacy ledger
+                                                # and "steps_done", "examples_seen", for limited time
+                                                # and "stats.loss", read site by site
+    secure = true                 # updates leave only under masks: the study has fc.uplink.secure
+    max_norm = 10.0               # of what leaves, except sums allowed by `fields` (moments, range, categories)
+    clip = 1.0                    # the site clips each update to this l2 norm; see noise.py
+    noise = 0.8                   # and adds noise of this multiple of the clip
+    by = "site"                   # or "study": the study must clip and add as much, and the site adds nothing
+    delta = 1e-6                  # a ledger counts updates as an epsilon at this delta; see privacy_ledger.py
+    epsilon = 8.0                 # the most, over all runs together
 
     [evaluation]                  # see answered.py
-    models = "sent"               # one model a round, and evaluated are those of training; or "any": whatever the coordinator names
+    models = "sent"               # one model a round, evaluated if sent in training; or "any"
     per_day = 150                 # new answers to evaluate, score, measure, statistics and describe
 
-    [statistics]                  # of what is told of the data themselves, where `fields` name "statistics"; see site/statistics.py
-    columns = ["age", "sex", "died"]            # these alone; without the table none, where there is a minimum.cell
-    minimum = 10                  # people behind a cell, and behind any difference of what was told; those of fedjax_core/disclosure
-    tables = "suppress"           # small cells: "refuse" the table, hide them and others, or "round" the rest to `base`
-    parameters = 0.33             # of a fit, for each person; also residual, levels, level_share, top, top_share, p_percent
+    [statistics]                  # if `fields` name "statistics"; see site/statistics.py
+    columns = ["age", "sex", "died"]            # only these; none without the table but with minimum.cell
+    minimum = 10                  # people behind a cell and any difference of answers; fedjax_core/disclosure
+    tables = "suppress"           # small cells: "refuse" the table, hide some, or "round" to multiples of `base`
+    parameters = 0.33             # of a fit per person; also residual, levels, level_share, top, top_share,
+                                  # p_percent
 
     [hours]
     zone = "Europe/Berlin"
@@ -47,11 +48,11 @@ override.
     cpus = 4
     gpu_share = 0.5               # of the memory of its GPU
     memory_gb = 16.0
-    kept_gb = 20.0                # of what the site keeps between rounds; so much where it is not set
+    kept_gb = 20.0                # of client state between rounds; the default
     seconds_per_round = 600
     seconds_per_day = 7200
-    updates_per_day = 1000        # new updates that leave; one for each exchange of a round
-    updates = 5000                # the same, in all
+    updates_per_day = 1000        # new updates that leave, one for each exchange of a round
+    updates = 5000                # in all
 
 A setting that is missing demands nothing, except for tasks, which must be named to be allowed, and
 [evaluation], whose defaults are shown. If the reason of a refusal depends on the site's data, only its staff
@@ -91,14 +92,14 @@ class Request(NamedTuple):
     task: str  # hash of the configuration
     examples: int
     per_class: Mapping[Any, int] | None = None
-    fields: tuple[str, ...] = ()  # that would leave
+    fields: tuple[str, ...] = ()  # the fields that would leave
     clip: float | None = None
     noise: float | None = None
     whole: bool = False  # whether updates have whole numbers in them, to which no noise can be added
     bad: float = 0.0  # share of the records that were skipped
-    seconds_today: float = 0.0  # that the site has computed today
-    epsilon: float = 0.0  # of all that has left, with what is asked for now
-    department: int | None = None  # examples of the smallest, where departments are clients
+    seconds_today: float = 0.0  # the site's computing time today
+    epsilon: float = 0.0  # of all updates, the requested one included
+    department: int | None = None  # examples of the smallest one, if departments are clients
     secure: bool = False  # whether updates leave under masks alone
 
 
@@ -112,7 +113,7 @@ class Decision(NamedTuple):
     allowed: bool
     code: str
     reason: str = ""
-    pin: str | None = None  # a task that is to be pinned, by `pin`, before work begins
+    pin: str | None = None  # a task to pin, by `pin`, before work begins
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Policy:
         type."""
         try:
             return _parsed(read_text(path))
-        except ValueError as error:  # what tomllib raises is one, too
+        except ValueError as error:  # tomllib's errors are ValueErrors too
             raise ValueError(f"{path}: {error}") from None
 
     @property

@@ -93,7 +93,7 @@ class Ledger:
         self._shared = account is not None
         self._privacy_loss: float | None = 0.0 if folder is None else None
         self._written, self._last = 0.0, dict[str, str]()  # where -> digest
-        self._seen: tuple[int, ...] | None = None  # of the file, when it was read
+        self._seen: tuple[int, ...] | None = None  # the file's status when last read
         self._refresh()
 
     @staticmethod

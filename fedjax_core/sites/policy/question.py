@@ -1,11 +1,11 @@
 """Reduces a request to a `Question`: its model, and a digest of everything that its answer depends on.
 
-    train       digest   of the tensors of the request, and of the key for its draws; not of the time to train, see time_limit.py
-                model    of the leaves of the message that are the model's parameters, with the numbers of preprocessing
-    evaluate    model    of the parameters and those numbers, so the same as in training; none where sites have models of their own
+    train       digest   of the tensors and of the key for its draws; not of the time limit, see time_limit.py
+                model    of the model's parameters in the message, with the parameters of preprocessing
+    evaluate    model    of the same parameters, as in training; none for personalised models
     score       model    the same
     statistics  digest   of the statistic
-    measure, describe    are of the site's data alone
+    measure, describe    use the site's data alone
 
 The model in a request to train is known if the parameters are sent as they are, whatever else is sent; not if
 a downlink encodes them.

@@ -1,15 +1,15 @@
 """The kinds of requests that a site answers, and what both ends know of each: `KINDS`.
 
-    train       its part of an exchange: what goes up, in the form that the uplink gives it
+    train       train its part of an exchange: the report, as the uplink encodes it
     evaluate    sums of the metrics over its examples
-    score       the same of any model, whatever the site keeps itself
-    describe    what the coordinator has to know before the first round
-    measure     sums of its columns, for preprocessing that is one for all sites
-    statistics  the sums of a statistic that is named, of its columns
-    share, mask, confirm, reveal    its part of secure aggregation, once it was asked to train; see secure.py
-    part        a part of its last reply that was too large to travel at once
-    announce    which parts it lacks of a request that is too large to travel at once; where none, the answer to that
-    deliver     that it has a part of it
+    score       the same for any model, whatever the site's own state
+    describe    the site's description, before the first round
+    measure     sums of its columns, for common preprocessing
+    statistics  the sums of a named statistic of its columns
+    share, mask, confirm, reveal    its part of secure aggregation, after training; see secure.py
+    part        a part of its last reply, if that was too large to travel at once
+    announce    the parts that it lacks of a large request; if none, the answer to the request
+    deliver     a confirmation that it has a part of the request
 
 >>> KINDS["train"].reply, leaving("describe", departments=True)
 ('update', ('examples', 'data', 'clients'))

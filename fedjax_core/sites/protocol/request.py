@@ -49,13 +49,13 @@ OLDEST = "oldest"
 RECENT = 64
 """How many versions of its own state a site keeps if nobody says which may be asked for again."""
 
-_LINE, _LINES = 1000, 200  # letters in a field, and such fields
+_LINE, _LINES = 1000, 200  # most letters in a field, and most such fields
 # How many answers are remembered: if a request does not say which may be asked again, and if it does.
 _LAST, _MOST_KNOWN = (
     64,
     10_000,
 )
-_MOST = 100_000  # of anything that a request counts
+_MOST = 100_000  # largest count in a request
 
 
 class BadRequest(Refused):
@@ -81,7 +81,7 @@ class RunContext(NamedTuple):
     state: State
     version: np.ndarray  # [N] int
     needed: np.ndarray | None = (
-        None  # [C, N] int: the versions that may be asked for again, from C states; None: it does not say
+        None  # [C, N] int: the versions that C states may ask for again; None: unknown
     )
 
 
@@ -234,9 +234,9 @@ class Draws(NamedTuple):
     words: np.ndarray  # uint32, of the run's key
     round: np.int32
     address: np.ndarray  # [2] uint32, the client's
-    secret: np.ndarray  # uint32, as many words: what the client alone knows
+    secret: np.ndarray  # uint32, as many words, known to the client alone
     kind: str
-    name: str = ""  # by which a draw of the secret is known again, without telling it
+    name: str = ""  # identifies a secret draw without disclosing it
 
     def run_key(self) -> Any:
         """The run's key."""

@@ -26,7 +26,7 @@ from fedjax_core.sites.wire.canonical import Scalar
 IN_ANOTHER_ORDER = "the same features in another order"
 
 _KIND = re.compile(r"[a-z]+[0-9]*\[[0-9,]*\]")
-_LINE, _LINES = 900, 30  # bytes in a line, and lines, of a header: what is beyond is in the digest alone
+_LINE, _LINES = 900, 30  # most bytes in a line, and most lines, of a header; the digest covers the rest
 
 
 def columns(clients: Clients) -> dict[str, str]:

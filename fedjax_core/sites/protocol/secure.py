@@ -1,12 +1,12 @@
 """Secure aggregation on the wire: the messages of `fedjax_core.secure_aggregation` in envelopes, and a report
 as one vector.
 
-    request    carries                                     the site's answer
-    train      the model, as in any round                  the keys of this attempt, once it has trained; nothing of what it learned
-    share      everybody's keys                            a box for each peer, with a share of the site's secrets
-    mask       the boxes for this site                     its report and its weight under masks
-    confirm    who is in the sum                           its signature over that
-    reveal     all signatures, and whose shares            those shares
+    request    carries                               the site's answer
+    train      the model, as in any round            the keys of this attempt, after training; nothing learned
+    share      everybody's keys                      a box for each peer, with a share of the site's secrets
+    mask       the boxes for this site               its report and its weight under masks
+    confirm    who is in the sum                     its signature over that
+    reveal     all signatures, and whose shares      those shares
 
 An attempt is named by the number of its request to train, which the later requests carry (`ATTEMPT`). A
 message is MessagePack, read into the one type that is expected there.

@@ -1,6 +1,6 @@
 """A site's own client state, on its disk: one version for each exchange in which its report counted.
 
-    folder/kept-000000000012        SHA-256 of its number and the rest, then safetensors: written beside its place and renamed into it
+    folder/kept-000000000012        SHA-256 of its number and the rest, then safetensors; renamed into place
 
 A request names the version to begin from, and so which reports counted: a late report left a version that is
 never named again. A repeated round, after a lost reply or a return to a checkpoint, begins where it began

@@ -42,12 +42,12 @@ from fedjax_core.work import ONCE
 from fedjax_core.xla.options import compiler_options
 from fedjax_core.xla.rewrite import rewrite
 
-_BYTES = 16 << 20  # of examples that go to the device at a time
+_BYTES = 16 << 20  # bytes of examples on the device at a time
 _ROWS = 4096  # examples evaluated at a time
 EVALUATED = 512
 """The batch size of evaluation, as in the largest batches of the simulator's, for losses in which examples
 meet."""
-_STEPS = 64  # so many steps go before a first look at the clock
+_STEPS = 64  # steps before the first look at the clock
 
 
 class ClientUpdate(NamedTuple):
@@ -56,7 +56,7 @@ class ClientUpdate(NamedTuple):
     sent: Any  # `Encoded.wire`
     weight: Array
     kept: Kept
-    fine: Array  # whether what it keeps is finite
+    fine: Array  # whether `kept` is finite
     left: dict[str, Mean]
     """What the uplink's stages keep of the update; empty without stages, or if they hide its size."""
     metrics: dict[str, Any]
@@ -92,7 +92,7 @@ def client_update(
         counts = np.array([draws.round, len(rows), clients.examples], np.uint32)
         numbers = np.concatenate([draws.words, draws.secret, draws.address, counts])
         sent, kept, scalars = client.whole(draws.kind, numbers, broadcast, uplink, kept, *chunk)
-        weight, fine, left, metrics = _apart(scalars)  # which are there when all of it is
+        weight, fine, left, metrics = _apart(scalars)  # waits for the whole program
         if watch is not None:
             watch(len(rows))
         return ClientUpdate(sent, weight, kept, fine, left, metrics)
@@ -143,7 +143,7 @@ class _Client(NamedTuple):
     nothing: Any
     work: Any
     finish: Any
-    whole: Any  # all of them
+    whole: Any  # all parts in one program
 
 
 def _others_than_zero(value: Any) -> Array:
@@ -276,8 +276,8 @@ class _Batches(NamedTuple):
     """The batches of one round."""
 
     rows: np.ndarray  # [T, B]
-    size: int  # how many go to the device at a time
-    chunk: Any = None  # `_chunk` of them all, where it is there already
+    size: int  # batches on the device at a time
+    chunk: Any = None  # `_chunk` of all batches, if already on the device
 
 
 _given: "WeakKeyDictionary[Clients, _Batches]" = WeakKeyDictionary()

@@ -1,8 +1,8 @@
 """`SiteData`: the examples of a site, opened and checked for a study, and as the study prepares them.
 
-    raw      as they lie there, but for those held out           what sums for preprocessing are of
-    clients  by the numbers that the last request brought        what is trained and counted on; `raw` where the study prepares nothing
-    judged   those held out, prepared likewise                   what models are evaluated on; `clients` where the study holds nobody out
+    raw      the raw examples to train on              for sums of preprocessing
+    clients  `raw`, prepared by the last parameters    for training; `raw` if the study prepares nothing
+    judged   those held out, prepared likewise         for evaluation; `clients` if none are held out
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models
@@ -79,7 +79,7 @@ class SiteData:
             else None
         )
         self._departments: Departments | None = None
-        if not too_many_bad(site_file, self.base_request.bad):  # of which the policy refuses every request
+        if not too_many_bad(site_file, self.base_request.bad):  # else the policy refuses every request anyway
             check_study(study, clients)
 
     @cached_property

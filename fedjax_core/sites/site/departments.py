@@ -33,7 +33,7 @@ from fedjax_core.sites.site.client_update import ClientUpdate
 from fedjax_core.types import Message
 from fedjax_core.xla.rewrite import rewrite
 
-_OF_A_ROUND = ("refused", "clients", "examples")  # metrics of the lanes' own, which are said otherwise
+_OF_A_ROUND = ("refused", "clients", "examples")  # the lanes' own metrics, which are reported otherwise
 
 
 class Departments:
@@ -43,8 +43,8 @@ class Departments:
         self.clients = clients
         largest_first = np.argsort(-clients.sizes, kind="stable")[: np.count_nonzero(clients.sizes)]
         lanes = min(tune.guess(composed), len(largest_first))
-        # Of one size, so that lanes end together; and between two groups the site tells that it goes on, or stops where
-        # it has to. 40 departments, one by one as whole sites train and so: logistic 60x10, 7,913 examples, 11.7 and
+        # Groups of similar size, so that lanes end together; between two groups the site reports progress, or stops.
+        # 40 departments one by one, as whole sites train, and in lanes: logistic 60x10, 7,913 examples, 11.7 and
         # 5.9 ms in 40 lanes; MLP 784-200-200-10, 2,024 examples, 33 and 32 ms in 8 (batches of 10, 2-core x86).
         self._groups = np.split(largest_first, range(lanes, len(largest_first), lanes))
         self._steps = plan.steps_of(clients.sizes)

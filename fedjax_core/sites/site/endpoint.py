@@ -58,7 +58,7 @@ from fedjax_core.sites.wire.trees import to_tensors
 
 log = logging.getLogger("fedjax_core")
 
-_OLDEST_MS = 24 * 3600 * 1000  # a request may be so long under way
+_OLDEST_MS = 24 * 3600 * 1000  # how long a request may be under way
 
 
 class Site:
@@ -92,7 +92,7 @@ class Site:
         own process."""
         self._roster = Roster({COORDINATOR: coordinator})
         self._guards: dict[str, ReplayGuard] = {}
-        self._at_work = False  # whether what comes now may depend on the data
+        self._at_work = False  # whether an error may depend on the data now
         self._last: dict[str, tuple[tuple[str, int, str], Bytes]] = {}  # kind -> (request, reply)
         self._withdrawn: set[str] = set()
 
@@ -131,7 +131,7 @@ class Site:
             known = self._last.get(header.kind)
             # A transport's retry, which is no replay.
             if known is not None and known[0] == which:
-                self.context.enforcement.check(header, self._leaving(header))  # as the policy is now
+                self.context.enforcement.check(header, self._leaving(header))  # the policy may have changed
                 return known[1]
             envelope = self._admit(envelope)
             if KINDS[header.kind].again:
@@ -285,7 +285,7 @@ class Site:
                 round=request.round,
                 about=details | {"said": Declined.code} | counted,
             )
-        if site.folder is None:  # a try in one's own process, where nothing is written down
+        if site.folder is None:  # a trial in one's own process, which writes no log
             log.warning("site %s declined: %s", self.name, reason)
         where = (
             "the log of its process has it"

@@ -70,7 +70,7 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     position = request.position(body, site.address)
     site.data.placed(position)
     message = body["message"]
-    if isinstance(message, Addressed):  # of what each site is told by itself, this one's
+    if isinstance(message, Addressed):  # this site's row of the per-site messages
         message = Told(message.message, jax.tree.map(lambda x: x[position], message.rows))
     limit = _limit(site, header, work, seconds)
     with site.budget.round(site.enforcement.policy.caps) as watch:
@@ -113,8 +113,8 @@ def train(site: SiteContext, envelope: Envelope) -> Bytes:
     visits = data.visits(header.round, work) if minimum.cell and not work.idle else 1
     for name, metric in (metrics | left).items():
         sums = {f.name: float(getattr(metric, f.name)) for f in dataclasses.fields(metric)}
-        # Those are of steps, and of the update. A step's metric may count an example in each pass, and some have no
-        # weight.
+        # `PARTIAL` counts steps and `left` is of the update. A step's metric may count an example once a pass, and
+        # some have no weight.
         times = 1 if name in site.of_reports[e] else visits
         of = None if name in PARTIAL or name in left else min(used, sums.get("weight", math.inf) / times)
         fields |= site.enforcement.metric(name, sums, of)

@@ -1,8 +1,8 @@
 """Splits a site's examples by persons into those trained on and those held out for evaluation.
 
-    Study(held_out=0.2)             that share of each site's examples, drawn by the study's seed and the site's name, always alike
-    person = "patient_id"           in site.toml: a person is on one side; people are counted by it, and nothing trains on it
-    held_out = "test"               in site.toml: the site's own column of truth values, instead of the draw
+    Study(held_out=0.2)         that share of each site's examples, drawn by the study's seed and the site's name
+    person = "patient_id"       in site.toml: a person is on one side only, and nothing trains on the column
+    held_out = "test"           in site.toml: the site's own column of truth values, instead of the draw
 
 The training part equals the simulator's `clients.split(1 - 0.2, seed=study.seed, by="patient_id")` of clients
 whose ids are the sites' names. A site with departments draws before it is divided, so that no person is on

@@ -1,9 +1,9 @@
 """`SiteLimits`: applies a site's output policy to the groups of people that a statistic discloses.
 
-    group      the minimum of people, and, over all that was told of a column, of any difference of groups (differencing.py)
-    model      parameters per person; the groups of every column with two values, and of every two of them: no cell of few people
-    sums       dominance: nobody's part, and that of no two, may be most of a column's sum
-    weights    the same of weights that depend on coefficients, which whoever asks may choose
+    group      the least people in a group, and in any difference of groups told of a column (differencing.py)
+    model      parameters per person; the groups of every binary column, and of every two of them
+    sums       dominance: neither one person's part, nor two persons', may be most of a column's sum
+    weights    the same for weights that depend on coefficients, which the requester may choose
     cells      tables of counts: refused, hidden with others, or rounded, as the policy says
 
 Rules count people, not rows. Their measurements stay at the site, as evidence for each release.
@@ -57,7 +57,7 @@ class SiteLimits(Limits):
         self._ask(what, rules.enough("people", len(persons), self.policy))
         for column in columns:
             if column not in SITE:
-                records = np.sort(people)  # somebody's records are subtracted as the records that they are
+                records = np.sort(people)  # with repeats: differencing subtracts records
                 self._groups.setdefault(column, {})[records.tobytes()] = records
 
     def _table(self, groups: Sequence[np.ndarray], columns: Iterable[str]) -> None:
@@ -167,7 +167,7 @@ class SiteLimits(Limits):
             self.group(people[~a], f"people not of {name}", columns)
             for other, b in these[:i]:
                 for mask in (a & b, a & ~b, ~a & b, ~a & ~b):
-                    if mask.any():  # an empty one follows from two that are not
+                    if mask.any():  # an empty group follows from the others
                         self.group(people[mask], f"people by {name} and {other}", columns)
 
     def _ask(self, what: str, finding: Finding) -> None:

@@ -1,7 +1,7 @@
 """Reads the examples that a site's file names, divides them into departments, and leaves bad records out.
 
-    load_data    a folder of `Clients.save`, a mapping, columns, or a function's  ─►  `Clients` of one site, or of its departments
-    opened       the same for a study: bad records left out where the site's policy has them skipped
+    load_data    a folder of `Clients.save`, a mapping, columns, or a function's  ─►  `Clients`, one or by departments
+    opened       the same for a study, without bad records if the policy has them skipped
 
 >>> clients = divided("charite", {"x": np.ones((3, 2)), "ward": np.array(["icu", "ear", "icu"])}, "ward")
 >>> clients.ids.tolist(), clients.sizes.tolist(), list(clients.columns)
@@ -44,7 +44,7 @@ def load_data(site_file: SiteFile, check: bool = True, study: Study | None = Non
         data = named(data)
     if callable(data) and not isinstance(data, Clients):
         data = data()
-    handed = isinstance(data, Clients)  # and looked at when it was made
+    handed = isinstance(data, Clients)  # such data were checked when they were made
     if isinstance(data, (str, Path)) and Path(data).suffix == ".toml":
         reading = intake.read(data)
         data, site_file = (

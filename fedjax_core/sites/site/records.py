@@ -23,7 +23,7 @@ from fedjax_core.data.clients import Clients
 from fedjax_core.sites.site import preprocessing
 from fedjax_core.task import Task
 
-_ROWS = 1 << 16  # looked at together
+_ROWS = 1 << 16  # rows checked at a time
 
 
 def usable(clients: Clients, task: Task, steps: preprocessing.Steps = ()) -> tuple[Clients, np.ndarray]:
@@ -51,7 +51,7 @@ def usable(clients: Clients, task: Task, steps: preprocessing.Steps = ()) -> tup
 def check_known(task: Task, known: Clients) -> None:
     """Raises if the task's own check refuses these examples; it skips columns that are not made yet."""
     if task.check is not None:
-        with contextlib.suppress(KeyError):  # it is of a column that is not made yet
+        with contextlib.suppress(KeyError):  # the check needs a column that is not made yet
             task.check(known)
 
 

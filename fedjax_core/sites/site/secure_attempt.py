@@ -1,7 +1,7 @@
 """`Secure`: a site's end of secure aggregation, with one attempt at a time, its secrets and its report.
 
-    train ─► keys      share ─► boxes      mask ─► the report under masks      confirm ─► signature      reveal ─► shares
-      └ the report stays here, in whole numbers
+    train ─► keys     share ─► boxes     mask ─► masked report     confirm ─► signature     reveal ─► shares
+      └ the report stays here, as integers
 
 The state machine is `secure_aggregation.client`; here it gets the site's key, policy and disk. Its secrets
 live in memory: a site that was killed has dropped out of the attempt, and takes part in the next.
@@ -80,7 +80,7 @@ class Secure:
             )
         self.ring = ring
         self._key, self._roster = key, None if site_file.roster is None else Roster.read(site_file.roster)
-        self._first_keys: dict[str, PublicKey] = {}  # first, where no roster is at hand
+        self._first_keys: dict[str, PublicKey] = {}  # site -> the key received first, without a roster
         self._folder = site_file.folder
         self._attempt: Attempt | None = None
 

@@ -1,8 +1,8 @@
 """Time-limited training: a site stops after `Rules.train_seconds`, and reports how far it came.
 
     steps 1, 2, ... s      until the time is used up         ─►  finish: the report of s of n steps
-    Seen                   examples: all that the site has;  steps: s
-    in the report          steps_done = s of n,  examples_seen = how many examples those steps had, of all
+    Seen                   examples: all of the site's;      steps: s
+    in the report          steps_done = s of n,  examples_seen = examples in those steps, of all
 
 So an algorithm gets what its definition asks for. SCAFFOLD's control variate and FedNova's tau_i use the
 steps really done. The weight counts all examples, not those seen: FedNova (Wang et al., "Tackling the

@@ -1,6 +1,6 @@
 """TLS certificates for a consortium: one authority, and a key and a certificate for every machine.
 
-    authority/ca.crt     to every machine: whom it trusts          authority/ca.key    stays with whoever makes certificates
+    authority/ca.crt     for every machine, to trust            authority/ca.key    stays where certificates are made
     charite/node.crt     what the machine shows                    charite/node.key    stays on the machine
 
 Ray's TLS is mutual: a machine that connects shows a certificate of the authority too. So the authority
@@ -43,7 +43,7 @@ from fedjax_core.files import read_private, write_private, write_whole
 from fedjax_core.sites.refusal import check_name
 
 VARIABLES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
-_AHEAD = timedelta(minutes=10)  # of clocks that differ
+_AHEAD = timedelta(minutes=10)  # tolerance for clocks
 
 
 class CertificateError(ValueError):

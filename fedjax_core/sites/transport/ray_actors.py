@@ -41,7 +41,7 @@ _PLACE_SECONDS, _TURN_SECONDS, _LATEST_SECONDS, _AGAIN_SECONDS = 5.0, 0.5, 5.0, 
 often a site that could not start is restarted."""
 
 _STORED, _STORED_BYTES = 8, 40 << 20
-_TEXT, _DIGITS = 1000, 18  # characters that are read of what a site says of itself
+_TEXT, _DIGITS = 1000, 18  # most characters read of a key or reason, and of a count
 # Bytes sent inside the call. From 100 kB on Ray makes an object of its own: 10 sites take 8 ms then, instead
 # of 3.
 _SHORT = 64 << 10
@@ -66,7 +66,7 @@ class RayTransport:
         self._started = start_ray(files, address, insecure_local)
         self.near = self._started and (address is None or address.startswith("127."))
         self._actors: dict[str, Any] = {}
-        self._handle: dict[str, Any] = {}  # their method of that name, which Ray would make for every call
+        self._handle: dict[str, Any] = {}  # the actors' bound method, which Ray would make for every call
         self._stored: deque[tuple[Bytes, Any]] = deque(maxlen=_STORED)
         # Constructor arguments of the actors: Ray drops those of 100 kB and more that nobody holds, and could
         # not restart them.
@@ -88,11 +88,11 @@ class RayTransport:
                 }
                 options |= {"resources": dict(site_file.resources)} if site_file.resources else {}
                 options |= {"label_selector": dict(site_file.node)} if site_file.node else {}
-                # A retry is the same bytes, which a site answers with the same bytes.
+                # A retry sends the same bytes, and a site answers them with the same bytes.
                 remote: Any = ray.remote
                 actor = remote(concurrency_groups={"watch": 1})(WatchedSite) if watched else remote(SiteActor)
                 actor = actor.options(max_restarts=-1, max_task_retries=1, **options)
-                # A Ray that was not started here, or a file: the site's own counts, on whatever machine the site is.
+                # On another Ray, or with a file here, the site's own file counts, on whatever machine the site is.
                 made_here = self._started and address is None and site_file.file is None
                 handed = (
                     ray.put(Handed(site_file, study if site_file.study is None else None, coordinator.text))
@@ -125,7 +125,7 @@ class RayTransport:
         """
         if site in self._tried and time.monotonic() - self._tried[site] > _AGAIN_SECONDS:
             self._tried[site] = time.monotonic()
-            ray.kill(self._actors[site], no_restart=False)  # Ray makes it anew, which may go well now
+            ray.kill(self._actors[site], no_restart=False)  # Ray restarts it, which may succeed now
         return _ActorReply(
             self._handle[site].remote(bytes(request) if len(request) <= _SHORT else self._put(request))
         )
@@ -231,7 +231,7 @@ class _ActorReply(Future[Reply]):
         error."""
         ref = self.ref
         if not self.done():
-            self.set_result(lambda: bytes_of(ref))  # of a long reply where it lies in the object store
+            self.set_result(lambda: bytes_of(ref))  # a long reply stays in the object store
         return self
 
 
@@ -244,7 +244,7 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
         raise RuntimeError(f"site {name} could not start: {error}") from None
     try:
         return PublicKey.parse(text)
-    except ValueError:  # it is the reason, then
+    except ValueError:  # the text is the reason
         raise RuntimeError(f"site {name} could not start: {printable(text)}") from None
 
 

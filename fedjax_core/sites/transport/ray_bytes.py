@@ -14,7 +14,7 @@ from ray.core.generated.common_pb2 import ErrorType  # type: ignore[attr-defined
 from fedjax_core.sites.refusal import Refused
 from fedjax_core.sites.wire.canonical import Bytes
 
-_worker: Any = ray_worker.global_worker  # this process's, whatever Ray it is part of
+_worker: Any = ray_worker.global_worker  # this process's Ray worker
 
 
 class NotBytes(Refused):

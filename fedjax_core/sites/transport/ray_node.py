@@ -29,7 +29,7 @@ from typing import Any
 from fedjax_core.sites.transport.ray_security import on_loopback
 
 _LOOPBACK = "127.0.0.1"
-_OBJECT_STORE_BYTES = 256 << 20  # of memory that is taken as it is used
+_OBJECT_STORE_BYTES = 256 << 20  # memory is allocated as it is used
 
 
 def start(options: dict[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def main(argument: str) -> int:
     let_go = threading.Event()
     threading.Thread(target=_wait_for_the_end, args=[let_go], daemon=True).start()
     well = run(json.loads(argument), let_go)
-    if os.getpgrp() == os.getpid():  # the node's agents, which would live on for a while, are of this group
+    if os.getpgrp() == os.getpid():  # ends the node's agents, in this group, which would live on
         os.killpg(0, signal.SIGKILL)
     return 0 if well else 1
 

@@ -1,6 +1,6 @@
 """Security checks before a site joins a Ray: a private token, valid TLS certificates, the right peer.
 
-    RAY_AUTH_MODE=token           RAY_AUTH_TOKEN_PATH=charite/token          who has no token is not heard
+    RAY_AUTH_MODE=token           RAY_AUTH_TOKEN_PATH=charite/token          refuses others without the token
     RAY_USE_TLS=1                 RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY, RAY_TLS_CA_CERT: see certificates.py
 
 These variables are set on every machine, for the process that starts or joins Ray there. With Ray 2.60, TLS
@@ -28,7 +28,9 @@ from fedjax_core.sites.transport.certificates import VARIABLES as VARIABLES
 from fedjax_core.sites.transport.certificates import Authority, CertificateError, Files, hosts_of
 
 _SECONDS = 5.0
-_ISSUED = "issued"  # of the authority's folder: every certificate that it has made, which is no secret
+_ISSUED = (
+    "issued"  # folder beside the authority's key with all certificates that it has made, which are public
+)
 
 
 class InsecureRay(RuntimeError):

@@ -63,8 +63,8 @@ class SiteActor:
             self._site.__enter__()
             self._key = self._site.context.key.public.text
             gc.collect()
-            # what is here now stays: JAX and the data, looked through time and again, would take a twentieth
-            # of a short visit
+            # Everything here now stays: collecting garbage among JAX and the data again and again would take a
+            # twentieth of a short round.
             gc.freeze()
         except Exception as error:
             self._site, self._key = (

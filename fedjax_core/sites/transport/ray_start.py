@@ -47,14 +47,14 @@ def start_ray(files: Sequence[SiteFile], address: str | None, insecure_local: bo
         with on_loopback() if loopback else contextlib.nullcontext():
             try:
                 ray.init(address=address, namespace=NAMESPACE, **quiet)
-            except ConnectionError as error:  # Ray says the reason on standard error alone
+            except ConnectionError as error:  # Ray prints the reason only on standard error
                 raise ConnectionError(
                     f"{error}: it answers, and does not let this process in. {_TOKEN}"
                 ) from error
         return True
     if "RAY_AUTH_TOKEN" not in os.environ:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        # a Ray that this process had before may have left it another token
+        # A former Ray of this process may have left another token.
         AuthenticationTokenLoader.instance().reset_cache()
     resources: dict[str, float] = {}
     for site_file in files:

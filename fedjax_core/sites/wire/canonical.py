@@ -30,7 +30,7 @@ Text = Annotated[str, Meta(max_length=1024)]
 Value = bool | Integer | float | Text | None
 """The type of a `Scalar` for decoding; `is_scalar` checks that text is one line."""
 
-Bytes = bytes | memoryview  # of a message, where it lies
+Bytes = bytes | memoryview  # of a message, possibly a view
 
 _LINE = 1000  # characters, fewer than `is_scalar` takes
 
@@ -56,7 +56,7 @@ class TooDeep(Refused):
 def dumps(value: Any) -> bytes:
     """The value as canonical JSON; raises ValueError for a number that is not finite."""
     raw = _ENCODER.encode(value)
-    if b"null" in raw:  # which is written of None, but also of NaN and infinities
+    if b"null" in raw:  # None, but also NaN and infinities, are written so
         json.dumps(msgspec.to_builtins(value, enc_hook=_plain), allow_nan=False)
     return raw
 
@@ -151,7 +151,7 @@ def _plain(value: object) -> object:
 
 
 _ENCODER = msgspec.json.Encoder(order="sorted", enc_hook=_plain)
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # made once: `json.loads` would make it for every call
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)  # `json.loads` would make one for every call
 
 
 def is_scalar(value: object) -> bool:

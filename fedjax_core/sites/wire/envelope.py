@@ -104,7 +104,7 @@ class WrongRecipient(Refused):
 class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The header of a message. `encode` fills in the last four fields."""
 
-    kind: str  # what it is: update, broadcast, metrics, ...
+    kind: str  # update, train, metrics, ...
     run: str
     round: Count
     exchange: Count
@@ -268,7 +268,7 @@ def _written(head: bytes) -> Header:
     try:
         return _checked(_HEADER.decode(head), head)
     except msgspec.MsgspecError:
-        return _parse(head)  # which says what is wrong
+        return _parse(head)  # raises what is wrong
 
 
 def _checked(header: Header, head: bytes) -> Header:

@@ -49,7 +49,7 @@ ALIGN = 64
 """The alignment in bytes from which XLA uses an array in place on a CPU: an unaligned one of 100 MB is
 copied, in 40 to 50 ms."""
 _LONG = 1 << 22  # bytes
-_SMALL_INDEX = 64 << 10  # bytes: of such indexes some are kept as they were read
+_SMALL_INDEX = 64 << 10  # bytes: parsed indexes up to this size are cached
 
 # Numbers widened to float64 at a time: they stay in the cache, and below the length from which BLAS starts
 # threads. 25 M float32 then take 50 ms on a busy 2-core x86 machine, and 150 to 850 ms with 2^14 to 2^20.
@@ -323,7 +323,7 @@ def measure(tensors: Mapping[str, np.ndarray]) -> float:
                 if part.dtype.kind == "c"
                 else part.astype(np.float64)
             )
-            square = float(np.vdot(wide, wide))  # which, unlike @, warns of no overflow
+            square = float(np.vdot(wide, wide))  # unlike @, without a warning on overflow
             # Finite numbers may have an infinite square.
             if not math.isfinite(square) and not np.isfinite(wide).all():
                 raise NotFinite(
