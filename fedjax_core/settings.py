@@ -1,4 +1,4 @@
-"""By what a piece was made: the arguments of the function that made it, for errors, logs and configurations.
+"""The settings of a piece: the arguments of the function that made it, for errors, logs and configurations.
 
 >>> from typing import NamedTuple
 >>> class Piece(NamedTuple):
@@ -20,8 +20,8 @@ T = TypeVar("T")
 
 
 class Settings(Mapping[str, Any]):
-    """{argument: value}. It equals itself alone, whatever the values are, so that what has it can be told
-    apart and hashed."""
+    """{argument: value}. It equals only itself, whatever the values are, so that pieces with settings can be
+    compared and hashed."""
 
     def __init__(self, **values: Any) -> None:
         self._values = values
@@ -39,7 +39,7 @@ class Settings(Mapping[str, Any]):
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
-        """Numbers and words as they are, of all else what it is."""
+        """Shows numbers and words as they are, anything else by its type."""
         plain = (bool, int, float, str, type(None))
         shown = [
             f"{name}={value if isinstance(value, plain) else type(value).__name__}"
@@ -63,7 +63,7 @@ def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, 
 
 
 def with_settings(build: Callable[P, T]) -> Callable[P, T]:
-    """`build`, of which the result, a NamedTuple with a field `settings`, says what it was called with."""
+    """`build`, whose result, a NamedTuple with a field `settings`, gets the arguments of the call there."""
 
     @functools.wraps(build)
     def recorded(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,14 +1,14 @@
-"""The installed code behind a value: one digest for each package whose functions it uses.
+"""Digests of the installed code behind a value: one for each package whose functions it uses.
 
-What a function was set to is in its closure; what it does is in its file, and in the files that this one
-imports. So a package counts by all its files, and by those of the modules that they import. Libraries on
-which fedjax_core itself depends do not count: they are trusted by their version.
+A function's settings are in its closure; its code is in its file, and in the files that this one imports. So
+a package counts with all its files, and with those of the modules that they import. Libraries that
+fedjax_core itself depends on do not count: they are trusted by their version.
 
     package of a function  ─►  its files  ─►  modules that these import  ─►  their files  ─►  {package: SHA-256}
 
-Modules that are imported count where they lie beside the package or are installed. So does a file beside it
-that bears the name of one of Python's own modules or of a trusted library, as Python may take it for that. An
-import by a name made at run time is not seen.
+Imported modules count if they are beside the package or installed. So does a file beside it with the name of
+one of Python's own modules or of a trusted library, as Python may import it instead. An import by a name made
+at run time is not seen.
 
 >>> from email.message import Message
 >>> is_library(Message.__module__), is_library("jax.numpy")
@@ -31,10 +31,10 @@ from pathlib import Path
 from types import FunctionType
 
 TRUSTED = {"jax", "jaxlib", "numpy", "ml_dtypes", "optax", "flax", "fedjax_core", "builtins"}
-"""Packages of which a name and a version say enough, beside Python's own."""
+"""Packages that are identified by name and version, beside Python's own."""
 
-_OWN = {"", "builtins", "fedjax_core"}  # wherever they lie: this is their code
-# which Python and JAX import wherever they are found
+_OWN = {"", "builtins", "fedjax_core"}  # wherever they are: this is their code
+# Python and JAX import these wherever they are found
 _UNASKED = {
     "sitecustomize",
     "usercustomize",
@@ -52,8 +52,8 @@ def root(module: str | None) -> str:
 
 
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, or of a library that is trusted by its version: by its name, and by
-    where it lies."""
+    """Whether a module is Python's own, or of a library that is trusted by its version: by its name and its
+    place."""
     name = root(module)
     if name in _OWN:
         return True
@@ -65,7 +65,7 @@ def is_library(module: str | None) -> bool:
 
 @lru_cache(maxsize=4096)
 def _at_home(origin: str, python: bool) -> bool:
-    """Whether a file lies where Python has its own modules, or where packages are installed."""
+    """Whether a file is where Python has its own modules, or where packages are installed."""
     path, installed = Path(origin), any(part in _INSTALLED for part in Path(origin).parts)
     if not python:
         return installed
@@ -80,8 +80,8 @@ def _at_home(origin: str, python: bool) -> bool:
 
 
 def in_files(function: FunctionType) -> bool:
-    """Whether the function's code lies in a file of its own package: not so in a notebook, a script, or text
-    that was run."""
+    """Whether the function's code is in a file of its own package: not in a notebook, a script, or text that
+    was run."""
     package = root(function.__module__)
     if package in ("", "__main__"):
         return False
@@ -99,7 +99,8 @@ def digest(package: str) -> str:
 
 
 def digests(packages: Iterable[str]) -> dict[str, str]:
-    """{package: SHA-256 of its files} of these, and of all that they import, in the order of their names.
+    """{package: SHA-256 of its files} of these packages and of all that they import, in the order of their
+    names.
 
     Libraries that are trusted by their version are left out.
     """
@@ -109,7 +110,7 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
         for name in packages
         if not (is_library(name) or _is_trusted(name) or name == "__main__")
     }
-    requested = set(places)  # of these also when they were installed as libraries are
+    requested = set(places)  # these count even if installed as libraries
     while places:
         name, here = places.popitem()
         if not here:  # what is not here decides nothing
@@ -124,10 +125,10 @@ def digests(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _imported(name: str, by: list[Path]) -> list[Path]:
-    """Where a module lies that a package imports: beside the package, or where packages are installed.
+    """The place of a module that a package imports: beside the package, or where packages are installed.
 
-    Not where this process alone looks for modules, such as the folder of its script: at another site that
-    would be another."""
+    Places where only this process looks for modules, such as the folder of its script, do not count: at
+    another site they differ."""
     for folder in (place.parent for place in by if place.parent.name not in _INSTALLED):
         files = [path for path in sorted(folder.glob(f"{name}.*")) if path.suffix in _CODE and path.is_file()]
         if paths := [path for path in (folder / name, *files) if path.is_dir() or path in files]:
@@ -137,8 +138,8 @@ def _imported(name: str, by: list[Path]) -> list[Path]:
 
 
 def _shadows(by: list[Path]) -> dict[str, list[Path]]:
-    """Modules beside a package by whose names a library is trusted, which Python may import in its place, and
-    those that run unasked."""
+    """Modules beside a package with the names of trusted libraries, which Python may import instead, and
+    those that Python runs by itself."""
     shadows: dict[str, list[Path]] = {}
     for folder in sorted({place.parent for place in by if place.parent.name not in _INSTALLED}):
         for path in sorted(folder.iterdir()):
@@ -180,9 +181,9 @@ def _places(name: str) -> list[Path]:
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """How Python imports it; None where it is not here."""
+    """The spec by which Python imports it; None where it is not here."""
     spec: ModuleSpec | None = getattr(sys.modules.get(name), "__spec__", None)
-    if spec is None:  # not imported, or put there by a tool that has no file for it
+    if spec is None:  # not imported, or from a tool that has no file for it
         for finder in sys.meta_path:
             try:
                 spec = finder.find_spec(name, None)
@@ -194,8 +195,8 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _files(place: Path) -> list[Path]:
-    """All files of a package but those that Python or an editor made beside them; folders that are links have
-    theirs, too."""
+    """All files of a package but those that Python or an editor made beside them; also those in linked
+    folders."""
     if place.is_file():
         return [place]
     files = []
@@ -212,16 +213,15 @@ def _files(place: Path) -> list[Path]:
 
 
 def _within(above: str, folder: str, name: str) -> bool:
-    """Whether a folder in this one is a link to this one, or to one that this one is in: its files would have
-    no end."""
+    """Whether a folder in this one links to this one or to one above it: its files would have no end."""
     real = os.path.realpath(os.path.join(folder, name))
     return os.path.commonpath([above, real]) == real
 
 
 @lru_cache(maxsize=65536)
 def _file(path: str, mtime_ns: int, size: int, compiled: int) -> tuple[str, frozenset[str]]:
-    """(SHA-256 of a file, the top-level names that it imports), as it was at this time, and so was what was
-    compiled of it."""
+    """(SHA-256 of a file, the top-level names that it imports); the times of the file and of its compiled
+    form are part of the cache's key."""
     raw = Path(path).read_bytes()
     whole = hashlib.sha256(raw)
     if not path.endswith(".py"):
@@ -231,27 +231,26 @@ def _file(path: str, mtime_ns: int, size: int, compiled: int) -> tuple[str, froz
 
 
 def _compiled(path: Path) -> Path | None:
-    """Where Python keeps what it compiled of a file of code; None for other files."""
+    """The path of the compiled form of a source file; None for other files."""
     try:
         return Path(importlib.util.cache_from_source(path)) if path.suffix == ".py" else None
-    except NotImplementedError:  # this Python keeps nothing
+    except NotImplementedError:  # this Python stores none
         return None
 
 
 def _changed(path: Path | None) -> int:
-    """When a file was written; 0 where there is none."""
+    """The time at which a file was written; 0 where there is none."""
     return path.stat().st_mtime_ns if path is not None and path.is_file() else 0
 
 
 def _other_code(path: str, raw: bytes, mtime_ns: int) -> bytes:
-    """The compiled file that Python would run in the place of this source, where that is other code; else
-    nothing."""
+    """The compiled file that Python would run instead of this source, if that is other code; else empty."""
     compiled = _compiled(Path(path))
     if compiled is None or not compiled.is_file():
         return b""
     content = compiled.read_bytes()
     flags, key, code = int.from_bytes(content[4:8], "little"), content[8:16], content[16:]
-    if flags & 1:  # of a source with this hash, which is not always compared
+    if flags & 1:  # for a source with this hash, which Python does not always compare
         runs = not flags & 2 or key == importlib.util.source_hash(raw)
     else:
         runs = key == b"".join((x & 0xFFFFFFFF).to_bytes(4, "little") for x in (mtime_ns // 10**9, len(raw)))
@@ -278,7 +277,7 @@ def _imports(source: bytes) -> frozenset[str]:
 
 
 def _are_installed(places: list[Path]) -> bool:
-    """Whether a package lies where pip puts packages."""
+    """Whether a package is where pip puts packages."""
     return any(part in _INSTALLED for place in places for part in place.parts)
 
 
@@ -289,8 +288,8 @@ def _is_trusted(name: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _dependencies() -> frozenset[str]:
-    """The top-level names of all packages that fedjax_core depends on, by whatever way, and that no other one
-    installs files for."""
+    """The top-level names of all packages that fedjax_core depends on, directly or not, and that no other
+    package installs files for."""
     names, waiting = set[str](), ["fedjax-core"]
     while waiting:
         name = waiting.pop()

@@ -1,5 +1,5 @@
-"""What crosses a round, as plain values: the `State`, what clients keep of it, and a client's report on its
-way.
+"""The values that go from round to round or within one: the `State`, client state, and a client's report on
+its way.
 
 A `State` is one pytree: the carry of a scan, the checkpoint, and what tests compare. round.py has the
 functions from one to the next.
@@ -29,14 +29,14 @@ class Kept(NamedTuple):
 
 
 class Among(NamedTuple):
-    """The cohort of an exchange, as its clients know it: K places, of which some may be empty."""
+    """The cohort of an exchange, as its clients know it: K places, some of which may be empty."""
 
-    address: Array  # [K, 2] uint32: each client's, of which its draws are made
+    address: Array  # [K, 2] uint32: each client's address, from which its draws are made
     here: Array  # [K] bool: the places of those who take part
 
 
 class State(NamedTuple):
-    """All that crosses a round: the carry of a scan, the checkpoint, and what tests compare."""
+    """All that goes from round to round: the carry of a scan, the checkpoint, and what tests compare."""
 
     server: Server
     uplink: tuple[Any, ...]  # the server's half of the stages, one entry an exchange
@@ -61,7 +61,7 @@ class State(NamedTuple):
 class Encoded(NamedTuple):
     """A client's report after the stages' first half."""
 
-    sent: Any  # what goes on the wire in the place of the update
+    sent: Any  # what is sent in place of the update
     weight: Array
     kept: Kept  # what the client keeps
     stats: Mapping[str, Array]
@@ -70,8 +70,8 @@ class Encoded(NamedTuple):
 
     @property
     def wire(self) -> Any:
-        """All that a site sends of it, but for its weight: the update alone where there are no stats and
-        slots."""
+        """The parts of it that a site sends, except for the weight: the update alone if there are no stats
+        and slots."""
         bare = not self.stats and isinstance(self.slot, tuple)
         return self.sent if bare else Wire(self.sent, dict(self.stats), self.slot)
 
@@ -85,5 +85,5 @@ class Wire(NamedTuple):
 
 
 def wire_of(sent: Any) -> Wire:
-    """What a site sent, in its parts."""
+    """The parts of what a site sent."""
     return sent if isinstance(sent, Wire) else Wire(sent, {})

@@ -1,13 +1,13 @@
 """Counts, for each exchange of a round, the bits on the wire and the reports that a rule left out.
 
-    bits_up      of the reports that count, as the uplink's stages send them; where it has stages
-    bits_down    of the message to each client who takes part, as the downlink's stage sends it; where there is one. With what the
+    bits_up      of the reports that count, as the uplink's stages send them; if it has stages
+    bits_down    of the message to each client who takes part, as the downlink's stage sends it; if there is one. With what the
                  server tells that client alone (`Exchange.address`), which no stage treats
-    left_out     reports that count, and that the aggregator has no use for; where it is one that tells
+    left_out     reports that count but that the aggregator leaves out; if it says which
 
-Bits are those of the messages' arrays, packed as they travel: without weights, stats, headers and signatures.
-They are of what a client reads: a real site finds its own row among those of all sites, for one signed
-request serves all of them."""
+Bits are those of the messages' arrays, packed as they travel, without weights, stats, headers and signatures.
+They count what one client reads: a real site's request holds the rows of all sites, as one signed request
+serves all of them."""
 
 from typing import Any
 
@@ -28,8 +28,8 @@ _PLAIN = chain().name
 def of_exchange(
     composed: Round, e: int, state: State, acc: Any, here: Array, reported: Array
 ) -> dict[str, Sum]:
-    """The tallies of exchange `e`, begun in this state, of those `here` [K] and those whose reports count
-    [K]."""
+    """The tallies of exchange `e`, begun in this state, with the clients `here` [K] and the reports that
+    count, `reported` [K]."""
     zeros = {name: Sum(jnp.float32(0)) for name in names(composed)}
     up, down = bits_of(composed, e)
     count, present = (jnp.sum(some, dtype=jnp.float32) for some in (reported, here))
@@ -40,7 +40,7 @@ def of_exchange(
 
 
 def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dict[str, Any]:
-    """The tallies of so many reports and messages of exchange `e`, NumPy numbers: for a backend that counts
+    """The tallies of this many reports and messages of exchange `e`, NumPy numbers: for a backend that counts
     them."""
     sums = zip(("bits_up", "bits_down"), bits_of(composed, e), (reports, messages), strict=True)
     there = names(composed)
@@ -48,7 +48,7 @@ def on_the_wire(composed: Round, e: int, reports: float, messages: float) -> dic
 
 
 def names(composed: Round) -> tuple[str, ...]:
-    """Which of them a round has."""
+    """The names of the tallies that a round has."""
     applies = {
         "bits_up": composed.uplink.name != _PLAIN,
         "bits_down": composed.downlink.name != _PLAIN,
@@ -72,7 +72,7 @@ def bits_of(composed: Round, e: int) -> tuple[float, float]:
 
 
 def kept_of(composed: Round, e: int, state: State, acc: Any) -> Array | None:
-    """[K]: whose reports the aggregator makes use of, of those in `acc`; None where it does not tell."""
+    """[K]: the reports in `acc` that the aggregator uses; None if it does not say."""
     exchange, kept = composed.algorithm.exchanges[e], composed.aggregator.kept
     if exchange.update is None or kept is None:
         return None

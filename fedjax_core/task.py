@@ -1,4 +1,4 @@
-"""A task is all that an algorithm knows of a model: how it begins, and each example's loss.
+"""A task, which is all that an algorithm knows of a model: its first parameters, and each example's loss.
 
 >>> import jax, jax.numpy as jnp
 >>> task = Task(init=lambda key: jnp.zeros(2), loss=lambda w, batch, key: (batch["x"] @ w - batch["y"]) ** 2)
@@ -24,21 +24,21 @@ Range = tuple[str, float, float]
 
 
 class Statistics(NamedTuple):
-    """The leaves of a model that no gradient moves, but every batch: the running means and variances of
-    BatchNorm."""
+    """The leaves of a model that are moved by batches and not by gradients: the running means and variances
+    of BatchNorm."""
 
     names: tuple[str, ...] = ()
-    """Of these leaves, as for `fedjax_core.tree.partition`; () where a model has none."""
+    """The names of these leaves, as for `fedjax_core.tree.partition`; () where a model has none."""
     update: Callable[[Params, Batch, Key], Params] = lambda params, batch, key: params
     """(params, batch, key) -> these leaves after a local step on the batch, None in the place of all
     others."""
     personal: bool = False
-    """They describe each client's own data, and must not leave it: `compose` refuses an algorithm that sends
-    them."""
+    """Whether they describe each client's own data and must not leave it: `compose` then refuses an algorithm
+    that sends them."""
 
 
 class Task(NamedTuple):
-    """A model and what it is judged by. Batches are read as their columns, `batch["x"]`, and know their
+    """A model with its loss and metrics. Batches are read as their columns, `batch["x"]`, and have a
     `mask`."""
 
     init: Callable[[Key], Params]
@@ -55,29 +55,29 @@ class Task(NamedTuple):
     """(clients) -> None: raises where the data cannot be meant for this model (a label out of range).
     Simulators and sites call it once."""
     classes: int | None = None
-    """How many classes the labels are of, where they are of some: a site that lacks one has none of its
-    examples (`minimum.per_class`)."""
+    """The number of classes of the labels, if there are classes: a site without examples of one has too few
+    of it (`minimum.per_class`)."""
     ranges: tuple[Range, ...] = ()
-    """As in `(("accuracy", 0, 1),)`: what a metric of one example can be. What a site tells beyond that is
+    """The bounds of metrics of one example, as in `(("accuracy", 0, 1),)`: what a site reports beyond them is
     not believed."""
 
     people: tuple[str, ...] = ()
     """Metrics that are 1 for some examples and 0 for the others, so that their sum counts people: a site tells
     none of fewer than its `minimum.cell`, but for nobody."""
     features: Callable[[Params, Batch, Key], Array] | None = None
-    """(params, batch, key) -> [B, d] floating: what the model makes of each example before its last layer, in
-    training."""
+    """(params, batch, key) -> [B, d] floating: the model's features of each example, before its last layer,
+    in training."""
     statistics: Statistics = Statistics()
-    """What batches move, and not gradients."""
+    """The leaves that batches move, and not gradients."""
     constants: tuple[Constants, ...] = ()
-    """What the functions above read with `now`, as a frozen body: every backend gives it to its programs as
-    arguments."""
+    """The constants that the functions above read with `now`, such as a frozen body: every backend passes
+    them to its programs as arguments."""
 
     def reading(
         self, constants: Constants, whole: Callable[[Params], Params], init: Callable[[Key], Params]
     ) -> "Task":
-        """The task whose parameters `init` makes, and which computes as this one does with `whole` of them,
-        by these constants."""
+        """The task with parameters made by `init`, which computes as this one does with `whole(params)`, and
+        reads these constants."""
         loss, metrics, predict, features = self.loss, self.metrics, self.predict, self.features
         return self._replace(
             init=init,
@@ -103,11 +103,11 @@ class Task(NamedTuple):
 
 
 def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params | None = None) -> None:
-    """Raises where a function of the task does not give what it must for such columns, of which only the
-    shapes matter.
+    """Raises where a function of the task does not return what it must for such columns; only their shapes
+    matter.
 
     Parameters are floating, the loss is [B] floating, every metric is [B], and predictions are [B, ...].
-    Nothing is computed. With `params`, only what an evaluation of these asks for is looked at.
+    Nothing is computed. With `params`, only what an evaluation of these needs is checked.
     """
     if not isinstance(task, Task):
         raise TypeError(
@@ -122,7 +122,7 @@ def check_task(task: Task, columns: Columns, batch_size: int, *, params: Params 
                 f"the task's init gives parameter {jax.tree_util.keystr(path) or 'array'} of dtype {leaf.dtype}, and a gradient trains "
                 "only floating ones: make it floating, or keep it out of init and close over it"
             )
-    # As many rows as no column has of anything else, so that a shape is not right by chance.
+    # A number of rows that no other axis has, so that a shape is not right by chance.
     taken = {1, *(n for x in jax.tree.leaves(columns) for n in x.shape[1:])}
     size = next(size for size in itertools.count(batch_size, batch_size) if size not in taken)
     batch = _rows(columns, size)
@@ -167,7 +167,7 @@ def _check_statistics(task: Task, params: Params, batch: Batch, key: Key) -> Non
 
 
 def _rows(columns: Columns, size: int) -> Batch:
-    """The shapes of a batch of so many of the rows."""
+    """The shapes of a batch of `size` rows."""
     rows = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype)), columns
     )
@@ -175,8 +175,7 @@ def _rows(columns: Columns, size: int) -> Batch:
 
 
 def _one_axis_too_many(check_all: Callable[[Batch], None], batch: Batch) -> str | None:
-    """What to do about columns [n, 1] where the task would be right with [n], in words; None where that is
-    not it."""
+    """The way out, in words, if the task would be right with columns [n] instead of [n, 1]; else None."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(batch.columns)
     narrow = [i for i, (_, x) in enumerate(leaves) if len(x.shape) > 1 and x.shape[-1] == 1]
     for chosen in (*([i] for i in narrow), narrow):

@@ -1,4 +1,4 @@
-"""Arithmetic on pytrees of arrays: what updates, accumulators and states need, and no more.
+"""Arithmetic on pytrees of arrays, as updates, accumulators and states need it.
 
 >>> import jax.numpy as jnp
 >>> a, b = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([1.0, 1.0])}
@@ -37,8 +37,8 @@ def zeros_like(a: Any) -> Any:
 
 
 def wide(a: Any) -> Any:
-    """`a` with floating leaves of fewer than 32 bits brought to float32, in which sums are taken; all others
-    as they are."""
+    """`a` with floating leaves of fewer than 32 bits as float32, in which sums are taken; all others as they
+    are."""
 
     def widen(x: Any) -> Any:
         narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
@@ -95,7 +95,7 @@ def partition(a: Any, under: Sequence[str]) -> tuple[Any, Any]:
     """(the leaves under these names, all others): twice the structure of `a`, with None in the other's
     places.
 
-    A name is that of a leaf, "Dense_1/kernel", or of a branch, "Dense_1". Raises where one is of no leaf.
+    A name is that of a leaf, "Dense_1/kernel", or of a branch, "Dense_1". Raises where a name fits no leaf.
     `combine` undoes it.
 
     >>> partition([{"w": 1.0, "b": 2.0}, {"w": 3.0}], ["0/w", "1"])
@@ -116,7 +116,7 @@ def partition(a: Any, under: Sequence[str]) -> tuple[Any, Any]:
 
 
 def combine(a: Any, b: Any) -> Any:
-    """The leaves of `a`, and those of `b` where `a` has None: whole again what `partition` took apart."""
+    """The leaves of `a`, and those of `b` where `a` has None: the inverse of `partition`."""
     return jax.tree.map(lambda x, y: y if x is None else x, a, b, is_leaf=lambda x: x is None)
 
 
@@ -142,7 +142,7 @@ def finite(a: Any) -> Array:
 
 
 def depends(f: Callable[..., Any], *shapes: Any) -> list[bool]:
-    """Whether what `f` gives for arguments of these shapes depends on them: one answer a leaf of the
+    """Whether the result of `f` depends on its arguments, of these shapes: one answer a leaf of the
     arguments.
 
     >>> depends(lambda a, b: a + jnp.ones_like(b), jnp.float32(0), jnp.float32(0))
@@ -157,12 +157,12 @@ def depends(f: Callable[..., Any], *shapes: Any) -> list[bool]:
 
 
 def size(a: Any) -> int:
-    """How many numbers the leaves hold."""
+    """The number of elements of all leaves."""
     return sum(int(x.size) for x in jax.tree.leaves(a))
 
 
 def nbytes(a: Any) -> int:
-    """How many bytes the leaves take; leaves may be `jax.ShapeDtypeStruct`s."""
+    """The number of bytes of all leaves, which may be `jax.ShapeDtypeStruct`s."""
     return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(a))
 
 

@@ -1,4 +1,4 @@
-"""The nouns every part shares: names for pytrees, and the `Batch` a client trains on.
+"""The types that every part shares: names for pytrees, and the `Batch` that a client trains on.
 
 Letters mean the same everywhere: `N` clients in the population, `K` in a cohort, `L` lanes, `S` slots, `B`
 examples in a batch, `R` rounds, `P` parameters. The client-like axis comes first.
@@ -28,8 +28,8 @@ Columns = Any  # pytree of arrays whose first axis is the example
 
 
 def known(*numbers: Any) -> bool:
-    """Whether these are numbers by now, whose bounds can be checked: not those of a sweep, which are filled
-    in as the program runs."""
+    """Whether these are concrete numbers, whose bounds can be checked; those of a sweep are known only as the
+    program runs."""
     return not any(isinstance(number, jax.core.Tracer) for number in numbers)
 
 
@@ -47,7 +47,7 @@ class Batch(Mapping[str, Any]):
     mask: Array  # [B] float32: 1 for an example, 0 for padding
 
     def split(self, parts: int) -> tuple["Batch", ...]:
-        """The batch in so many parts, of which part i has rows i, i + parts, i + 2 parts, ...
+        """The batch in `parts` parts; part i has rows i, i + parts, i + 2 parts, ...
 
         Padding comes last, so a short batch is split as evenly as a full one. A part without examples has a
         loss of zero.

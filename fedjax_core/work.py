@@ -1,4 +1,4 @@
-"""How much a client works in one exchange, and whether it goes through its data in a shuffled order.
+"""The amount of work of a client in one exchange, and whether its data is shuffled.
 
     TRAIN                the run's epochs or steps, shuffled               Work(epochs=2)    two passes, whatever the run's
     ONCE                 every example once, in the order stored           Work(steps=1)     one batch
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Work:
-    """So many `epochs` or `steps` of a client in one exchange; where neither is given, the run's."""
+    """The `epochs` or `steps` of a client in one exchange; by default the run's."""
 
     epochs: int | None = None
     steps: int | None = None
@@ -40,8 +40,8 @@ class Work:
 
     @property
     def trains(self) -> bool:
-        """Whether it may end early and still be training: not where the result is of all examples, nor where
-        there is nothing to do."""
+        """Whether it may end early and still be training: not if the result needs all examples, nor if there
+        is nothing to do."""
         return self.shuffled and not self.idle
 
     def __repr__(self) -> str:

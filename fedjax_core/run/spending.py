@@ -1,12 +1,11 @@
-"""What the rounds of a run tell of a client, by the account of its uplink: in each round's record, in
-checkpoints, and as the run's end.
+"""The privacy that a run has spent, by the account of its uplink: in each round's record, in checkpoints, and
+as a reason to end the run.
 
     uplink.promises.account      an object of fc.privacy: `told(rounds)`, `epsilon(rounds)`, `rounds`, `delta`, `cohorts`, `terms`
 
-The epsilon is of the number of rounds behind a state, whatever happened in between: rounds that come again
-after a crash draw the same noise for the same reports, and tell nothing new. So a run goes on only under the
-terms that it began with, and those rounds that a `state=` has behind it count as if they had been under
-these.
+The epsilon depends on the number of rounds behind a state only: rounds that are repeated after a crash draw
+the same noise for the same reports, and reveal nothing new. So a run goes on only under the terms that it
+began with, and the rounds behind a given `state=` count as if they had been under these.
 """
 
 import logging
@@ -15,7 +14,7 @@ from typing import Any
 
 log = logging.getLogger("fedjax_core")
 
-# of a round's cohort, which are told without noise
+# counts of a round's cohort, which would be given without noise
 _COUNTS = (
     "clients",
     "examples",
@@ -27,14 +26,14 @@ _COUNTS = (
 
 
 class Spending:
-    """The account of a run; of one whose uplink adds no noise it says nothing."""
+    """The privacy account of a run; without effect where the uplink adds no noise."""
 
     def __init__(self, sim: Any) -> None:
         promises = getattr(getattr(getattr(sim, "round", None), "uplink", None), "promises", None)
         self.account = getattr(promises, "account", None)
 
     def check(self, sim: Any, cohorts: Any, evaluates_on_clients: bool) -> None:
-        """Raises where the run does not do what its account counts."""
+        """Raises where the run does not do what its account assumes."""
         account = self.account
         if account is None:
             return
@@ -55,11 +54,11 @@ class Spending:
             )
 
     def until(self, rounds: int) -> int:
-        """How many rounds there may be, of so many that are asked for."""
+        """The number of rounds that the account allows, at most `rounds`."""
         return rounds if self.account is None else min(rounds, int(self.account.rounds))
 
     def ended(self, done: int, rounds: int) -> bool:
-        """Whether the run ends before its rounds are done, because they would tell more; says so."""
+        """Whether the run ends before its rounds are done, because they would spend more; logs it."""
         if self.account is None or done < self.account.rounds or done >= rounds:
             return False
         log.warning(
@@ -70,7 +69,7 @@ class Spending:
         return True
 
     def recorded(self, round: int, row: Mapping[str, float]) -> dict[str, float]:
-        """What may be recorded of a round's metrics, with the epsilon that all rounds so far tell."""
+        """The metrics of a round that may be recorded, with the epsilon of all rounds so far."""
         if self.account is None:
             return dict(row)
         open_metrics = getattr(self.account, "open_metrics", False)
@@ -79,7 +78,7 @@ class Spending:
         }
 
     def saved(self, done: int) -> dict[str, Any] | None:
-        """What a checkpoint says of it; None where there is no account."""
+        """The account's part of a checkpoint; None where there is no account."""
         if self.account is None:
             return None
         return {
@@ -90,7 +89,7 @@ class Spending:
         }
 
     def resume(self, saved: Mapping[str, Any] | None, done: int) -> None:
-        """Returns where a run whose checkpoint says this may go on; whatever `override` says."""
+        """Raises unless a run with this in its checkpoint may go on, whatever `override` says."""
         terms = None if self.account is None else dict(self.account.terms)
         before = None if saved is None else dict(saved["terms"])
         if terms == before or not done:

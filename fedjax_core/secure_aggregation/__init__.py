@@ -4,7 +4,7 @@ reports and no report.
     advertise   a site -> all       two public keys of this round, signed by the site's identity
     share       a site -> each peer its two secrets in Shamir shares, each share in a box that only that peer opens
     mask        a site -> server    its report in whole numbers, plus one mask a peer, plus one of its own
-    confirm     a site -> all       its signature over who is in the sum, so that no two sites are told of different sums
+    confirm     a site -> all       its signature over who is in the sum, so that no two sites are shown different sums
     reveal      a site -> server    for each peer one share: of its own mask where it is in the sum, of its key where it dropped out
 
 Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017, against a
@@ -17,6 +17,6 @@ Aggregation with (Poly)Logarithmic Overhead", CCS 2020).
     client.py    the site's end                  server.py   the coordinator's end
     spent.py     what a site has opened, on its disk
 
-Both ends are state machines that know no transport: a message in, a message out. No audit of this code was
-made, and arithmetic on shares takes time that depends on the secrets.
+Both ends are state machines without a transport: a message in, a message out. This code was not audited, and
+arithmetic on shares takes time that depends on the secrets.
 """

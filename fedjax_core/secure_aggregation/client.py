@@ -1,12 +1,13 @@
-"""A site's end of secure aggregation: five answers in order, each to one request, and what it refuses.
+"""A site's end of secure aggregation: five answers in order, each to one request, and the requests that it
+refuses.
 
     advertise() -> share(roster) -> mask(boxes, vector) -> confirm(survivors) -> reveal(wanted)
 
-The same request again gets the same answer. Another one in its place is refused: two rosters, two sets of
-survivors, both shares of one peer. So what a server can open is one sum a round, of at least as many sites as
-this site demands. All secrets come of the operating system, live in memory for one attempt, and are no part
-of a checkpoint: a site that is killed drops out of the attempt. What it opened is on its disk before a share
-leaves it (`Spent`).
+The same request again gets the same answer. A different one in its place is refused: two rosters, two sets of
+survivors, both shares of one peer. So a server can open only one sum a round, of at least as many sites as
+this site demands. All secrets come from the operating system, live in memory for one attempt, and are in no
+checkpoint: a site that is killed drops out of the attempt. What it opens is on its disk before a share leaves
+it (`Spent`).
 """
 
 import hashlib
@@ -40,14 +41,14 @@ T = TypeVar("T")
 Sign = Callable[[str, bytes], bytes]
 """(purpose, data) -> signature, by this site's identity: `SiteKey.sign`."""
 Fits = Callable[[str, str, bytes, bytes], bool]
-"""(name, purpose, data, signature) -> whether the site of that name made it: by keys that were exchanged
-beforehand, not by the server."""
+"""(name, purpose, data, signature) -> whether the site of that name signed it, by keys exchanged beforehand
+and not through the server."""
 
 PURPOSE = "secure-aggregation"
 
 
 class Client:
-    """A site in one attempt of one round. Raises `Refusal` where it does not go on."""
+    """A site in one attempt of one round. Raises `Refusal` for requests that it refuses."""
 
     def __init__(self, name: str, terms: Terms, sign: Sign, fits: Fits, spent: Spent, minimum: int = MINIMUM):
         spent.begin(terms.round)
@@ -206,12 +207,12 @@ class Client:
         )
 
     def _sum_of(self, survivors: Survivors) -> bytes:
-        """A digest of who is in the sum, and of this site's own vector."""
+        """The digest of a sum: of who is in it, and of this site's own vector."""
         return hashlib.sha256(framed(*survivors.names, self._vector)).digest()
 
     def _among(self, stage: str, names: tuple[str, ...], before: Collection[str]) -> None:
-        """Refuses names that are not of those before, not this site's too, too few, or so that masks cancel
-        over parts of them."""
+        """Refuses names that were not there before, lack this site's, are too few, or fall into parts within
+        which masks cancel."""
         if list(names) != sorted(set(names)) or not set(names) <= set(before) or self.name not in names:
             raise Refusal(
                 stage,
@@ -253,7 +254,7 @@ class Client:
 
 
 def pair_seed(secret: bytes, session: bytes, one: str, other: str) -> bytes:
-    """The seed of the mask that two sites share: the first by name adds it, the other one takes it off."""
+    """The seed of the mask that two sites share: the first by name adds it, the other one subtracts it."""
     return derive(secret, session, "mask", *sorted((one, other)))
 
 

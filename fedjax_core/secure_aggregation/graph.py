@@ -1,9 +1,10 @@
-"""Who shares masks and shares with whom: all with all up to a hundred sites, fifty peers each above.
+"""The graph of peers, who exchange masks and shares: all with all up to a hundred sites, fifty peers each
+above.
 
 Above a hundred, sites are put in a ring in an order drawn by the session, a digest of everybody's keys, and
-each takes the nearest `degree / 2` on either side. All compute the graph by themselves, so nobody is told who
-its peers are. Masks cancel within each connected part of the graph, so a sum over a graph in parts would tell
-the sum of each part: sites refuse it (`connected`). Bell et al., CCS 2020.
+each takes the nearest `degree / 2` on either side. Every site computes the graph itself, so the server cannot
+choose its peers. Masks cancel within each connected part of the graph, so a sum over a graph in parts would
+reveal the sum of each part: sites refuse it (`connected`). Bell et al., CCS 2020.
 
 >>> sorted(peers(["a", "b", "c"], b"session")["b"])
 ['a', 'c']
@@ -13,15 +14,14 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 
 FULL = 100
-"""The largest number of sites of which each is the peer of all others."""
+"""The largest number of sites at which each is the peer of all others."""
 DEGREE = 50
 
 
 def peers(
     names: Sequence[str], session: bytes, full: int = FULL, degree: int = DEGREE
 ) -> dict[str, frozenset[str]]:
-    """{site: its peers}, which have it as a peer too. `degree` is even and counts where there are more than
-    `full` sites."""
+    """{site: its peers}, symmetric. `degree` is even, and used where there are more than `full` sites."""
     if degree % 2 or degree < 2:
         raise ValueError(
             f"a site has as many peers on either side of it, so the degree must be even and at least 2, got {degree}"
@@ -35,7 +35,7 @@ def peers(
 
 
 def connected(graph: Mapping[str, Collection[str]], names: Collection[str]) -> bool:
-    """Whether there is a way from each of these sites to each other one over peers that are among them."""
+    """Whether these sites are connected by peers among them."""
     left = set(names)
     ready = [left.pop()] if left else []
     while ready:

@@ -1,4 +1,4 @@
-"""Keys of pairs, boxes that only a peer opens, and masks: long vectors of uniform numbers out of 32 bytes.
+"""Keys of pairs, boxes that only a peer can open, and masks: long vectors of uniform numbers from 32 bytes.
 
     key(purpose) = HKDF-SHA256(X25519(mine, theirs); salt = session, info = purpose)       RFC 7748, RFC 5869
     box          = ChaCha20-Poly1305(key("box" from to), shares)                           RFC 8439
@@ -33,7 +33,7 @@ _NONCE = bytes(12)
 
 
 def framed(*parts: str | bytes | int) -> bytes:
-    """The parts as bytes, each with its length before it: other parts never give the same bytes."""
+    """The parts as bytes, each preceded by its length: different parts never give the same bytes."""
     raw = [p if isinstance(p, bytes) else str(p).encode() for p in parts]
     return b"".join(len(p).to_bytes(8, "little") + p for p in raw)
 
@@ -52,13 +52,13 @@ def derive(secret: bytes, session: bytes, *purpose: str | bytes | int) -> bytes:
 
 
 def seal(key: bytes, content: bytes, associated_data: bytes) -> bytes:
-    """The content in a box for whoever has the key, bound to what it is about. A key seals one box."""
+    """Encrypts the content in a box, bound to the `associated_data`. A key seals one box."""
     return ChaCha20Poly1305(key).encrypt(_NONCE, content, associated_data)
 
 
 def unseal(key: bytes, box: bytes, associated_data: bytes) -> bytes:
-    """What is in the box; raises ValueError where it was changed, or sealed with another key or about
-    something else."""
+    """The content of a box; raises ValueError where it was changed, or sealed with another key or other
+    associated data."""
     try:
         return ChaCha20Poly1305(key).decrypt(_NONCE, box, associated_data)
     except InvalidTag:
@@ -66,13 +66,13 @@ def unseal(key: bytes, box: bytes, associated_data: bytes) -> bytes:
 
 
 def add_mask(vector: np.ndarray, seed: bytes, minus: bool = False, counter: bytes = bytes(16)) -> None:
-    """Adds to `vector`, uint32 in one piece, the mask of the 32 bytes `seed`, modulo 2^32, or takes it off:
-    in its place."""
+    """Adds the mask of the 32 bytes `seed` to `vector`, contiguous uint32, modulo 2^32 and in place; with
+    `minus` subtracts it."""
     add_masks(vector, [(seed, minus)], counter)
 
 
 def add_masks(vector: np.ndarray, seeds: Iterable[tuple[bytes, bool]], counter: bytes = bytes(16)) -> None:
-    """As `add_mask`, of several (seed, whether it is taken off), part by part of the vector.
+    """Adds several masks, (seed, whether it is subtracted), as `add_mask` does, part by part of the vector.
 
     A part stays in the cache while all masks are added to it: ten on 1 M numbers take 9.6 ms, one after
     another 13 (AMD EPYC, one thread)."""
@@ -91,6 +91,6 @@ def add_masks(vector: np.ndarray, seeds: Iterable[tuple[bytes, bool]], counter: 
         part = flat[start : start + len(words)]
         mask, zeros = words[: len(part)], memoryview(_ZEROS)[: 4 * len(part)]
         for stream, apply in streams:
-            # into a buffer: `update` makes one anew, and takes 6 times as long
+            # into a buffer: `update` allocates, and takes 6 times as long
             stream.update_into(zeros, buffer)
             apply(part, mask, out=part)

@@ -1,4 +1,4 @@
-"""What is sent in secure aggregation: plain values of names, bytes and one vector, which any envelope can
+"""The messages of secure aggregation: plain values of names, bytes and one vector, which any envelope can
 carry.
 
 site to server                         server to site
@@ -18,12 +18,11 @@ import numpy as np
 from fedjax_core.secure_aggregation.masks import framed
 
 MINIMUM = 3
-"""The smallest number of sites in a sum where a site says no other: of two, each could subtract its own
-report."""
+"""The default of the smallest number of sites in a sum: of two, each could subtract its own report."""
 
 
 class Refusal(ValueError):
-    """What a site does not do. `code` says in one word why."""
+    """A request that a site refuses. `code` says in one word why."""
 
     def __init__(self, code: str, reason: str):
         super().__init__(reason)
@@ -31,8 +30,8 @@ class Refusal(ValueError):
 
 
 class TooFew(RuntimeError):
-    """A round that ends without a sum, as fewer sites took part in a stage than are needed; nothing of it can
-    be read."""
+    """A round ended without a sum, as fewer sites took part in a stage than are needed; nothing of it can be
+    read."""
 
     def __init__(self, stage: str, count: int, needed: int):
         super().__init__(
@@ -43,7 +42,8 @@ class TooFew(RuntimeError):
 
 
 class Round(msgspec.Struct, frozen=True):
-    """Which sum this is. A site takes part in an attempt once, and in one attempt at most to the end."""
+    """The name of a sum: run, round and attempt. A site takes part in an attempt once, and to the end in one
+    attempt at most."""
 
     run: str
     round: int
@@ -52,13 +52,13 @@ class Round(msgspec.Struct, frozen=True):
 
 
 class Terms(msgspec.Struct, frozen=True):
-    """What all must agree on before they begin."""
+    """The terms of a round that all must agree on before they begin."""
 
     round: Round
     length: int  # of the vector
     share: tuple[int, int] = (2, 3)
-    """More than this part of those who began must go on to the end: 2/3 withstands a server that lies with up
-    to a third of the sites, 1/2 one that lies alone."""
+    """More than this share of those who began must go on to the end: 2/3 withstands a server that lies
+    together with up to a third of the sites, 1/2 one that lies alone."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -85,21 +85,21 @@ class Advertised(msgspec.Struct, frozen=True):
     name: str
     box_key: bytes  # X25519, for boxes
     mask_key: bytes  # X25519, for masks
-    seed_digest: bytes  # SHA-256 of the seed of its own mask, so that a false share is found
+    seed_digest: bytes  # SHA-256 of the seed of its own mask, by which a false share is detected
     signature: bytes
 
     def signed(self, terms: Terms) -> bytes:
-        """What the signature is over."""
+        """The bytes that the signature is over."""
         return framed("keys", terms.raw(), self.name, self.box_key, self.mask_key, self.seed_digest)
 
 
 class Roster(msgspec.Struct, frozen=True):
-    """The keys of all who take part, by name in order."""
+    """The keys of all sites that take part, in the order of their names."""
 
     sites: tuple[Advertised, ...]
 
     def session(self, terms: Terms) -> bytes:
-        """32 bytes that stand for this round among these sites with these keys."""
+        """32 bytes that identify this round among these sites with these keys."""
         parts = (x for s in self.sites for x in (s.name, s.box_key, s.mask_key, s.seed_digest))
         return hashlib.sha256(framed("session", terms.raw(), *parts)).digest()
 
@@ -112,7 +112,7 @@ class Shared(msgspec.Struct, frozen=True):
 
 
 class Boxes(msgspec.Struct, frozen=True):
-    """What others sealed for one site, and all who sealed boxes."""
+    """The boxes for one site, and the names of all sites that sent boxes."""
 
     senders: tuple[str, ...]
     boxes: dict[str, bytes]  # {of whom: box}, of this site's peers
@@ -126,12 +126,12 @@ class Masked(msgspec.Struct, frozen=True):
 
 
 class Survivors(msgspec.Struct, frozen=True):
-    """Whose vectors are in the sum."""
+    """The sites whose vectors are in the sum."""
 
     names: tuple[str, ...]
 
     def signed(self, session: bytes, senders: tuple[str, ...]) -> bytes:
-        """What each of them signs."""
+        """The bytes that each survivor signs."""
         return framed("survivors", session, framed(*senders), framed(*self.names))
 
 
@@ -143,15 +143,15 @@ class Confirmed(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """Whose shares a site is asked for, and the signatures of who agreed on the sum."""
+    """The request for shares to a site, with the signatures of those who agreed on the sum."""
 
     confirmed: tuple[Confirmed, ...]
-    seeds: tuple[str, ...]  # of whose own mask: those in the sum
-    keys: tuple[str, ...]  # of whose mask key: those who dropped out after they had shared
+    seeds: tuple[str, ...]  # sites whose own mask's seed is asked for: those in the sum
+    keys: tuple[str, ...]  # sites whose mask key is asked for: those who dropped out after sharing
 
 
 class Revealed(msgspec.Struct, frozen=True):
-    """Shares that a site was given: of each peer one of the two kinds."""
+    """The shares that a site held for its peers: one of the two kinds for each."""
 
     name: str
     seeds: dict[str, bytes]

@@ -1,13 +1,13 @@
-"""The ring: reports as whole numbers modulo 2^32, in which sums are exact and a mask hides all.
+"""The ring of whole numbers modulo 2^32 for reports: sums are exact, and a mask hides everything.
 
     step = 2 C / (2^b - 2)                                  2^b - 1 values from -C to C; 0 is one of them
     q_i  = floor(x_i / step + u),  u uniform in [0, 1)      stochastic rounding: E q_i = x_i / step
     sent = w_i q_i  and  w_i,  modulo 2^32                  whole weights
     mean = step * (sum w_i q_i) / (sum w_i)
 
-A sum of at most W weights does not wrap where `b + ceil(log2 W) <= 32`; another ring is refused when it is
-made. The mean of n reports of equal weight has a standard deviation of at most `step / (2 sqrt(n))` about the
-mean of what was to be sent.
+A sum of weights up to W does not wrap if `b + ceil(log2 W) <= 32`; another ring is refused when it is made.
+The mean of n reports of equal weight has a standard deviation of at most `step / (2 sqrt(n))` about the mean
+of the exact reports.
 
 >>> import jax, jax.numpy as jnp
 >>> exact = ring(bound=1.0, bits=16, weights=2**16)
@@ -30,8 +30,8 @@ from fedjax_core.types import Array, Key, known
 
 @dataclass(frozen=True, eq=False)
 class Ring:
-    """How a number becomes a whole one. Make it with `ring`, which checks that no sum wraps. It equals itself
-    alone, as `Settings` do."""
+    """The settings by which numbers become whole numbers. Make it with `ring`, which checks that no sum
+    wraps. Like `Settings`, it equals only itself."""
 
     bound: float  # of the absolute value of a number
     bits: int  # of a number
@@ -54,12 +54,12 @@ class Masked(NamedTuple):
     """A report as it crosses the wire."""
 
     ring: Weighted  # uint32, masked
-    fits: Array  # float32: 0 where the report fits the ring, NaN where it does not, by which it is refused
+    fits: Array  # float32: 0 where the report fits the ring, else NaN, so that it is refused
 
 
 def ring(bound: float, bits: int, weights: int) -> Ring:
-    """The ring for numbers from -`bound` to `bound` in `bits` bits, of which the weights are at most
-    `weights` in sum.
+    """The ring for numbers from -`bound` to `bound` in `bits` bits, whose weights add up to at most
+    `weights`.
 
     Raises ValueError where a sum could wrap: `bits + ceil(log2(weights))` is above 32.
     """

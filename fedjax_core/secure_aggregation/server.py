@@ -1,11 +1,11 @@
-"""The coordinator's end of secure aggregation: it passes on what sites say, adds masked vectors, and takes
-off the masks that are left.
+"""The coordinator's end of secure aggregation: forwards messages, adds masked vectors, and subtracts the
+masks that are left.
 
     roster(advertised) -> route(shared) -> add(masked) ... survivors() -> wanted(confirmed) -> total(revealed)
 
-Whoever does not answer has dropped out: the next stage goes on without it. A site that sent its vector and
-then dropped out is in the sum. Below the number that is needed `TooFew` names the stage, and nothing can be
-read.
+A site that does not answer has dropped out, and the next stage goes on without it. A site that sent its
+vector and then dropped out is in the sum. With fewer sites than needed, `TooFew` names the stage, and nothing
+can be read.
 
     sum_i sent_i = sum_i x_i + sum_i mask(seed_i) + sum over i in the sum, j dropped out, of +- mask(pair_ij)
 
@@ -59,7 +59,7 @@ class Server:
         return roster
 
     def route(self, shared: Iterable[Shared]) -> dict[str, Boxes]:
-        """{site: the boxes for it}, of those who sent a box for each of their peers."""
+        """{site: the boxes for it}, from the sites that sent a box for each of their peers."""
         sent = {
             s.name: s.boxes for s in shared if s.name in self._sites and set(s.boxes) == self._graph[s.name]
         }
@@ -71,8 +71,8 @@ class Server:
         }
 
     def add(self, masked: Masked) -> None:
-        """Adds a masked vector to the sum. Raises for one of another shape, of who shared nothing, or that is
-        there already."""
+        """Adds a masked vector to the sum. Raises for another shape, a site that shared nothing, or one that
+        is in the sum already."""
         if masked.name not in self._senders or masked.name in self._added:
             raise Refusal(
                 "masked",
@@ -87,13 +87,13 @@ class Server:
         self._added.add(masked.name)
 
     def survivors(self) -> Survivors:
-        """Whose vectors are in the sum."""
+        """The sites whose vectors are in the sum."""
         self._enough("mask", len(self._added), self._needed)
         self._survivors = Survivors(tuple(sorted(self._added)))
         return self._survivors
 
     def wanted(self, confirmed: Iterable[Confirmed]) -> dict[str, Wanted]:
-        """{site: whose shares it is asked for}, of those who confirmed who is in the sum."""
+        """{site: the shares to ask it for}, for the sites that confirmed who is in the sum."""
         signed = self._survivors.signed(self._session, self._senders)
         good = [
             c for c in confirmed if c.name in self._added and self._fits(c.name, PURPOSE, signed, c.signature)

@@ -1,4 +1,4 @@
-"""Shamir's secret sharing: a secret in n shares, of which any t give it back and t - 1 tell nothing.
+"""Shamir's secret sharing: splits a secret in n shares; any t of them give it back, t - 1 reveal nothing.
 
     f(z) = secret + a_1 z + ... + a_{t-1} z^{t-1}  modulo p,   a_k uniform;   the share of point z is f(z)
     secret = f(0) = sum_z f(z) prod_{y != z} y / (y - z)                      over any t points
@@ -47,7 +47,7 @@ def share(secret: int, threshold: int, points: Iterable[int], prime: int = PRIME
 
 def recover(shares: Mapping[int, int], prime: int = PRIME) -> int:
     """The secret of these shares {point: share}. Fewer than the threshold, or a false one, give another
-    number: check what comes."""
+    number: check the result."""
     if not shares:
         raise ValueError("no share is there to recover a secret from")
     points = tuple(sorted(shares))
@@ -56,7 +56,7 @@ def recover(shares: Mapping[int, int], prime: int = PRIME) -> int:
 
 @lru_cache(maxsize=64)
 def _at_zero(points: tuple[int, ...], prime: int) -> tuple[int, ...]:
-    """By how much each share counts. The same points serve many secrets of a round."""
+    """The factor of each share. The same points serve many secrets of a round."""
     factors = []
     for z in points:
         above = below = 1

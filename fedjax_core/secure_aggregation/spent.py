@@ -1,13 +1,13 @@
-"""The rounds in which a site took part, so that none is opened as two sums: on its disk before a share leaves
-it.
+"""A site's record of the rounds that it took part in, so that none is opened as two sums; on its disk before
+a share leaves it.
 
     ["begun", run, round, exchange, attempt]        opened.jsonl, one a line
-    ["opened", run, round, exchange, digest]        of who is in the sum, and of the site's own vector
+    ["opened", run, round, exchange, digest]        digest of who is in the sum, and of the site's own vector
 
 An attempt is begun once. A round that was opened is opened again, in another attempt, only for the very same
-sum: of the same sites, and of this one the same vector. So a coordinator that falls back to a checkpoint can
-go over its rounds once more, which tells it nothing new; and no two sums of a round differ by the report of a
-single site.
+sum: the same sites, and the same vector of this one. So a coordinator that falls back to a checkpoint can
+repeat its rounds, which reveals nothing new; and no two sums of a round differ by the report of a single
+site.
 
 >>> spent, first = Spent(), Round("heart", 3, attempt=1)
 >>> spent.begin(first), spent.open(first, b"of a, b and c")
@@ -30,8 +30,8 @@ from fedjax_core.secure_aggregation.messages import Refusal, Round
 
 
 class Spent:
-    """What one site has begun and opened, in all runs: in the file at `path`, or in memory. A site keeps it
-    as long as its runs last."""
+    """The attempts that one site has begun and the sums that it has opened, in all runs: in the file at
+    `path`, or in memory. A site keeps it as long as its runs last."""
 
     def __init__(self, path: Path | None = None) -> None:
         """Raises ValueError where the file is damaged."""
@@ -61,7 +61,8 @@ class Spent:
             )
 
     def open(self, round: Round, digest: bytes) -> None:
-        """Notes that the sum of this digest may be read from now on; it is on the disk when this returns."""
+        """Records that the sum of this digest may be read from now on; it is on the disk when this
+        returns."""
         self.check(round, digest)
         if _place(round) not in self._opened:
             self._keep("opened", round, digest.hex(), wait=True)
@@ -97,7 +98,7 @@ class Spent:
                 f"{path}, which has the rounds of secure aggregation that this site opened, is damaged: restore it from its backup, or "
                 "begin another run and remove it; without it a round could be opened twice, as two sums"
             ) from None
-        if torn:  # what a crash left of a line, before anything left the site
+        if torn:  # a line cut short by a crash, before anything left the site
             os.truncate(path, path.stat().st_size - len(torn))
 
 

@@ -1,2 +1,2 @@
-"""Compiles a step well on this machine: faster forms of the same sums, compiler options, and what was
-measured."""
+"""Compiles a step to run fast on this machine: faster forms of the same sums, compiler options, and
+measurements."""

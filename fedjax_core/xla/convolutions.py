@@ -1,12 +1,12 @@
 """The forms of one convolution: several ways to compute the same sums, each the fastest somewhere.
 
     plain       as it is
-    ordered     axes brought to the one order first for which XLA has a fast convolution on CPU: examples, space, channels
-    whole       patches, what the kernel sees from each place, put side by side, times a matrix
+    ordered     axes first brought to the one order for which XLA has a fast convolution on CPU: examples, space, channels
+    whole       patches, the inputs under the kernel at each place, side by side, times a matrix
     rows        a product for each row of the kernel, with patches of that row alone: a third of the memory, where it has three
 
-Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms (see `options` for what XLA is
-asked for):
+Measured in a loop on a 2-core x86, kernel 3x3x32x64 and 20 images of 26x26, ms (with the options of
+`options`):
 
     one lane                   plain    ordered    whole    rows
     forward                    1.1      1.1        2.4      1.4        (2.4 where XLA may take a library's convolution)
@@ -14,8 +14,8 @@ asked for):
     gradient of the kernel     361      1.7        2.6      3.1
 
 Lanes have a kernel each, and one convolution for all would be a grouped one, which is slow. Instead they take
-turns ("lane by lane"), or there is one product for all. Which is better depends: a network of two
-convolutions, 10 images of 28x28, ms a step and lane in 16 lanes:
+turns ("lane by lane"), or one product serves all. Which is faster depends: a network of two convolutions, 10
+images of 28x28, ms a step and lane in 16 lanes:
 
     channels                   ordered, lane by lane    whole    in one lane, ordered
     4, 8                       0.75                     0.6      0.9
@@ -35,7 +35,7 @@ from jax.extend import core
 from fedjax_core.types import Array
 
 WORTH_MEASURING = 2e6  # multiplications over all lanes: about 0.1 ms on a 2-core x86
-_MOST_PLACES = 32  # of a kernel, or of an output, that are written out one by one
+_MOST_PLACES = 32  # places of a kernel, or of an output, that are written out one by one
 _APART = ", lane by lane"
 
 
@@ -50,8 +50,8 @@ class Convolution(NamedTuple):
     padding: tuple[tuple[int, int], ...]
     dilation: tuple[int, ...]
     kernel_dilation: tuple[int, ...]
-    # where in x, k and y the axes are: (examples, channels, *space), (outputs, inputs, *space), (examples,
-    # outputs, *space)
+    # the axes of x, k and y: (examples, channels, *space), (outputs, inputs, *space), (examples, outputs,
+    # *space)
     axes: Any
     groups: tuple[int, int]
     precision: Any
@@ -105,23 +105,23 @@ class Convolution(NamedTuple):
 
     @property
     def multiplications(self) -> int:
-        """For one lane, zeros between the input's numbers left out."""
+        """The number of multiplications for one lane, without zeros between the input's numbers."""
         within = math.prod(self.k) * self.x[self.axes[0][0]] // self.groups[1]
         return within * math.prod(self.extent) // math.prod(self.dilation)
 
     def rules(self, lanes: int) -> list[str]:
-        """The rules that apply, the usual one first: taken where nothing is measured."""
+        """The rules that apply; the first is the usual one, taken where nothing is measured."""
         products = ["rows"] if self.to_kernel and lanes == 1 else ["whole", "rows"]
         if math.prod(self.extent[:-1] if self.to_kernel else [self.k[a] for a in self.axes[1][2:-1]]) == 1:
-            products = ["whole"]  # which is one row
+            products = ["whole"]  # the same as "rows" for one row
         if self.groups != (1, 1) or not 0 < min(math.prod(self.extent), len(self.places)) <= _MOST_PLACES:
             products = []
-        if jax.default_backend() != "cpu":  # fast for any order of axes; not measured so far
+        if jax.default_backend() != "cpu":  # any order of axes is fast there; not measured so far
             return ["plain"] if lanes == 1 else [*products[:1], "plain"]
         if lanes == 1:
             return ["ordered", *products]
         apart = ["ordered" + _APART, *(rule + _APART for rule in products if rule == "rows")]
-        # A small convolution is all overhead, which a product for all lanes has once.
+        # A small convolution is all overhead, which one product for all lanes has only once.
         small = self.multiplications * lanes < WORTH_MEASURING
         return [*products[:1], *apart] if small else [*apart, *products[:1]]
 
@@ -197,19 +197,19 @@ class Convolution(NamedTuple):
         return lax.dot_general(x, k, dims, precision=self.precision, preferred_element_type=self.preferred)
 
     def _output(self, y: Array) -> Array:
-        """[examples, *space, outputs] in the order of the equation."""
+        """[examples, *space, outputs] in the equation's order of axes."""
         axes = self.axes[2]
         now = dict(zip(axes, (0, y.ndim - 1, *range(1, y.ndim - 1)), strict=True))
         return lax.transpose(y, tuple(now[a] for a in range(y.ndim)))
 
     def _padded(self, x: Array, space: list[int]) -> Array:
-        """x with all its padding and dilation in it, where space is these axes of it."""
+        """x with padding and dilation applied; `space` are its axes in space."""
         pads = {a: (*pad, d - 1) for a, pad, d in zip(space, self.padding, self.dilation, strict=True)}
         return lax.pad(x, jnp.zeros((), x.dtype), [pads.get(a, (0, 0, 0)) for a in range(x.ndim)])
 
     def _window(self, x: Array, place: tuple[int, ...], first: int) -> Array:
-        """What one place of the kernel, along the axes in space from `first` on, sees of x, [examples,
-        *space, channels]."""
+        """The part of x, [examples, *space, channels], under one place of the kernel, along the axes in space
+        from `first` on."""
         index = [slice(None)] * x.ndim
         for a, t in enumerate(place, first):
             begin, wide, s = t * self.kernel_dilation[a], self.extent[a], self.stride[a]
@@ -217,8 +217,8 @@ class Convolution(NamedTuple):
         return x[tuple(index)]
 
     def _seen(self, x: Array, corner: tuple[int, ...], first: int) -> Array:
-        """What the whole kernel, along the axes in space from `first` on, sees of x from one place of the
-        output."""
+        """The part of x under the whole kernel at one place of the output, along the axes in space from
+        `first` on."""
         index = [slice(None)] * x.ndim
         for a, p in enumerate(corner, first):
             begin, wide, kd = p * self.stride[a], self.k[self.axes[1][2 + a]], self.kernel_dilation[a]

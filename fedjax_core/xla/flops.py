@@ -2,10 +2,9 @@
 
     MFU = operations of a step x steps/s / (peak of one device x devices)
 
-Counted are the products that models are made of, matrix products and convolutions, as they stand in the
-traced step with its gradient: two operations for each multiplication, the usual count of "model FLOPs". What
-a backend computes anew, pads or rewrites does not count. Loops count as often as they run where the trace
-knows that, and once where it does not.
+It counts matrix products and convolutions in the traced step with its gradient: two operations for each
+multiplication, the usual count of "model FLOPs". What a backend recomputes, pads or rewrites does not count.
+A loop counts as often as it runs if the trace knows that, else once.
 
 >>> import optax
 >>> from fedjax_core import algorithms, compose, models
@@ -38,14 +37,14 @@ PEAK_FLOPS: dict[str, dict[str, float]] = {
     "TPU v5p": {"float32": 459e12, "bfloat16": 459e12},
     "TPU v6 lite": {"float32": 918e12, "bfloat16": 918e12},
 }
-"""Operations a second of dense products, from the makers' data sheets (SXM boards), by how a device's name
-begins and the dtype of what is multiplied. float32 is as JAX multiplies it by default: in TensorFloat-32 on
+"""Operations a second of dense products, from the makers' data sheets (SXM boards), by the beginning of a
+device's name and the dtype of the factors. float32 is as JAX multiplies it by default: in TensorFloat-32 on
 GPUs, in bfloat16 on TPUs."""
 
 
 def operations(composed: Round, examples: Columns) -> dict[str, float]:
-    """Operations of one local step of one client, by dtype, the mean over exchanges with steps; of examples
-    [batch size, ...] shapes do."""
+    """The operations of one local step of one client, by dtype, as the mean over exchanges with steps; shapes
+    of examples [batch size, ...] are enough."""
     exchanges = [
         (e, exchange) for e, exchange in enumerate(composed.algorithm.exchanges) if not exchange.work.idle
     ]
@@ -70,13 +69,14 @@ def operations(composed: Round, examples: Columns) -> dict[str, float]:
 
 
 def seconds_at_peak(counts: Mapping[str, float], kind: str) -> float:
-    """How long these operations take at the peak of a device of this kind; NaN where that is not known."""
+    """The seconds that these operations take at the peak of a device of this kind; NaN where that is not
+    known."""
     peaks = next((peaks for name, peaks in PEAK_FLOPS.items() if kind.startswith(name)), {})
     return sum(count / peaks.get(dtype, math.nan) for dtype, count in counts.items())
 
 
 def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
-    """(dtype, operations) of every product in it."""
+    """Yields (dtype, operations) of every product in the jaxpr."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             (over, _), _ = eqn.params["dimension_numbers"]
@@ -89,7 +89,7 @@ def _products(jaxpr: Any, times: int) -> Iterator[tuple[str, int]]:
             yield str(eqn.invars[0].aval.dtype), 2 * times * Convolution.of(eqn).multiplications
         else:
             branches = [_products(inner, times * eqn.params.get("length", 1)) for inner in _inner(eqn)]
-            if eqn.primitive.name == "cond":  # one of them runs: the costliest
+            if eqn.primitive.name == "cond":  # one of them runs; the costliest counts
                 yield from max(
                     (list(branch) for branch in branches),
                     key=lambda products: sum(count for _, count in products),

@@ -4,9 +4,9 @@ x86).
     one thread an operation    where each core is a device with lanes of its own: threads for single
                                operations only stand in each other's way, and at times one device's program
                                was held up until the other's was done (a round of 70 ms took 140)
-    no library's convolution   XLA hands 3x3 convolutions to a library that needs 2.4 ms for what XLA's own does in 1.1
+    no library's convolution   XLA gives 3x3 convolutions to a library that needs 2.4 ms where XLA's own needs 1.1
 
-An option that this version of XLA does not know is left out.
+Options that this version of XLA does not know are left out.
 
 >>> sorted(compiler_options(cores=False))
 ['xla_cpu_experimental_ynn_fusion_type']
@@ -33,7 +33,7 @@ def compiler_options(*, cores: bool) -> dict[str, str]:
 
 @cache
 def _known(name: str, value: str) -> bool:
-    """Whether this XLA takes the option."""
+    """Whether this version of XLA accepts the option."""
     try:
         jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError as error:

@@ -4,10 +4,10 @@ one product a step.
     JAX derives     for t:  dW <- dW + x_t' g_t          reads and writes all of dW in every step
     here            for t:  keep x_t and g_t             then  dW = [x_1; ...; x_T]' [g_1; ...; g_T]
 
-The sums are the same but for the order of adding. It is found in a step's jaxpr, whatever the model is
-written in: a scan of which a carry only ever gains a product of two of the body's values. For an LSTM of 256
-with 4 sequences of 80 characters, dW is 1 MB and a step's x_t and g_t are 20 kB: on a CPU that traffic is
-most of the backward pass.
+The sums are the same except for the order of adding. The pattern is found in a step's jaxpr, whatever library
+the model is written in: a scan with a carry that only gains a product of two of the body's values. For an
+LSTM of 256 with 4 sequences of 80 characters, dW is 1 MB and a step's x_t and g_t are 20 kB: on a CPU that
+traffic is most of the backward pass.
 
 >>> import jax, jax.numpy as jnp
 >>> def last(w, xs):
@@ -26,17 +26,17 @@ import jax
 from jax import lax
 from jax.extend import core
 
-# numbers in a gradient from which it is worth it; below, the product in the loop stays in the cache
+# elements of a gradient from which it pays; below, the product in the loop stays in the cache
 _LEAST = 10_000
-_MOST_KEPT = 8  # times the gradient's size that what is kept may take
+_MOST_KEPT = 8  # the kept values may take this many times the gradient's size
 
 
 class Product(NamedTuple):
-    """What a carry gains in every step: the product of two of the body's values, perhaps transposed,
+    """The gain of a carry in every step: the product of two of the body's values, perhaps transposed,
     reshaped, or a part of it."""
 
     eqn: Any
-    then: tuple[Any, ...]  # (equation, which of its results), from the product on
+    then: tuple[Any, ...]  # (equation, index of its result), from the product on
 
 
 def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
@@ -66,8 +66,8 @@ def late_products(eqn: core.JaxprEqn) -> dict[int, Product]:
 
 
 def _places(params: Any) -> tuple[int, int]:
-    """Of a scan's operands, where the carries begin and end: the constants of the loop are before, what it
-    goes over behind."""
+    """(begin, end) of the carries among a scan's operands: the loop's constants are before them, the scanned
+    arrays after."""
     if "num_consts" in params:
         return params["num_consts"], params["num_consts"] + params["num_carry"]
     constants, carries, _ = params["ft_in"].unpack()  # from JAX 0.12 on
@@ -75,7 +75,7 @@ def _places(params: Any) -> tuple[int, int]:
 
 
 def _product(made: dict[Any, Any], v: Any) -> Product | None:
-    """The product that v is made of by nothing but moving numbers, None where it is something else."""
+    """The product that v is made of by only moving numbers; None if it is made of something else."""
     then: list[Any] = []
     while isinstance(v, core.Var) and v in made:
         eqn = made[v]
@@ -97,8 +97,8 @@ def _pays(eqn: Any, steps: int, constant: set[Any]) -> bool:
 
 
 def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]) -> list[Any]:
-    """What the scan gives, its late products taken after it; `evaluate(jaxpr, consts, args, outvars)` works
-    out the body."""
+    """The results of the scan, with its late products taken after it; `evaluate(jaxpr, consts, args,
+    outvars)` runs the body."""
     params: Any = eqn.params
     late, body, (first, last) = late_products(eqn), params["jaxpr"], _places(params)
     consts, start, xs = args[:first], args[first:last], args[last:]
@@ -108,7 +108,7 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
     wanted = [outs[c] for c in carried] + outs[len(start) :] + sides
 
     def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
-        here = list(start)  # of a late carry nothing is asked
+        here = list(start)  # a late carry is not read
         for c, value in zip(carried, carry, strict=True):
             here[c] = value
         outputs = evaluate(body.jaxpr, body.consts, [*consts, *here, *x], wanted)
@@ -124,8 +124,8 @@ def scan(eqn: core.JaxprEqn, args: list[Any], evaluate: Callable[..., list[Any]]
 
 
 def _sum_of_products(product: Product, x: jax.Array, y: jax.Array) -> jax.Array:
-    """The sum over time of the products of x [T, ...] and y [T, ...]: one product over time and what each was
-    over."""
+    """The sum over time of the products of x [T, ...] and y [T, ...], as one product that contracts time
+    too."""
     params = product.eqn.params
     left, right = ((0, *(axis + 1 for axis in axes)) for axes in params["dimension_numbers"][0])
     precision, dtype = params["precision"], params["preferred_element_type"]

@@ -1,13 +1,13 @@
 """Rewrites the convolutions, pools and recurrences of a step in faster forms, so that an ordinary Flax CNN is
 fast in a lane.
 
-A lane runs its step inside a compiled loop, under vmap. There XLA on CPU is slow at the gradients of
-convolutions and pooling that JAX derives, up to 80 times; and lanes, each with a kernel of its own, make a
-grouped convolution, slow on any device. `rewrite` traces the step, gradients included, and evaluates it with
+A lane runs its step inside a compiled loop, under vmap. There the gradients of convolutions and pooling that
+JAX derives are slow with XLA on CPU, up to 80 times; and lanes, each with a kernel of its own, make a grouped
+convolution, which is slow on any device. `rewrite` traces the step, gradients included, and evaluates it with
 other rules for the same sums:
 
     convolution                                the fastest of several forms (`fedjax_core.xla.timing`)
-    gradient of a pool of separate windows     the first of equals is found by comparing, not by scattering
+    gradient of a pool of separate windows     finds the first of equals by comparing, not by scattering
     a large product of matrices, transposed    the product of the two the other way round
     gradient of a recurrent layer's weights    one product after the loop over time (`fedjax_core.xla.recurrence`)
 
@@ -40,28 +40,28 @@ from fedjax_core.xla.timing import choose
 Chosen = dict[Convolution, str]
 """The rule for each convolution."""
 
-# A product of at least so many numbers: 9216x128 as the gradient of a dense layer takes 0.9 ms with its SGD
-# step, transposed 1.5 to 2.5 ms (2-core x86, one lane); 784x200 gains a tenth of that, and in several lanes
-# there is no difference.
+# The least number of elements of a product: 9216x128 as the gradient of a dense layer takes 0.9 ms with its
+# SGD step, transposed 1.5 to 2.5 ms (2-core x86, one lane); 784x200 gains a tenth of that, and in several
+# lanes there is no difference.
 _LARGE_PRODUCT = 100_000
-_LARGE_WINDOW = 64  # places, each of which is written out
+_LARGE_WINDOW = 64  # places in a window, each of which is written out
 
 
 def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Callable[..., Any]:
-    """`step` in the form that is fastest in a compiled loop under `jax.vmap` over so many lanes; the same
-    function beyond rounding.
+    """`step` in the form that is fastest in a compiled loop under `jax.vmap` over `lanes` lanes; the same
+    function up to rounding.
 
-    Without `measure` it is the usual form, which is the same wherever and whenever it is traced; such a step
-    is not written anew again. Where there is nothing to write anew, it is `step` itself that is called. Not
-    to be differentiated: take gradients inside `step`."""
+    Without `measure` it takes the usual form, which is the same wherever and whenever it is traced; such a
+    step is not rewritten again. Where there is nothing to rewrite, `step` itself is called. It cannot be
+    differentiated: take gradients inside `step`."""
     if getattr(step, "usual", False):
         return step
     swap = lanes == 1 and jax.default_backend() == "cpu"
 
     @wraps(step)
     def rewritten(*args: Any) -> Any:
-        # A function of its own: JAX keeps what it traced of a function, and this one may have read arguments of the
-        # program around it.
+        # A new function each time: JAX caches the trace of a function, and this one may have read arguments
+        # of the program around it.
         closed, shapes = jax.make_jaxpr(lambda *args: step(*args), return_shape=True)(*args)
         slow = list(_slow(closed.jaxpr, swap))
         if not slow:
@@ -79,7 +79,7 @@ def rewrite(step: Callable[..., Any], lanes: int, *, measure: bool = True) -> Ca
 
 
 def _slow(jaxpr: core.Jaxpr, swap: bool) -> Iterator[core.JaxprEqn]:
-    """The equations that are written anew, those of inner jaxprs too."""
+    """Yields the equations to rewrite, those of inner jaxprs too."""
     yield from _swapped(jaxpr).values() if swap else ()
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "conv_general_dilated" or _separate_windows(eqn) or late_products(eqn):
@@ -100,7 +100,7 @@ def jaxprs(value: Any) -> Iterator[core.Jaxpr]:
 def _evaluate(
     jaxpr: core.Jaxpr, consts: Any, args: Any, chosen: Chosen, swap: bool, wanted: Sequence[Any] | None = None
 ) -> list[Any]:
-    """What the jaxpr gives, or those of its values that are wanted, by the rules chosen."""
+    """The results of the jaxpr, or of its `wanted` variables, by the rules chosen."""
     values: dict[core.Var, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
     swapped = _swapped(jaxpr) if swap else {}
 
@@ -138,7 +138,7 @@ def _apply(eqn: core.JaxprEqn, args: list[Any], chosen: Chosen, swap: bool) -> l
 
 
 def _inside(value: Any, chosen: Chosen, swap: bool) -> Any:
-    """The parameter of an equation with every jaxpr in it written anew."""
+    """The parameter of an equation with every jaxpr in it rewritten."""
     if isinstance(value, (tuple, list)) and any(True for _ in jaxprs(value)):
         return type(value)(_inside(one, chosen, swap) for one in value)
     if not isinstance(value, (core.Jaxpr, core.ClosedJaxpr)):
@@ -154,7 +154,7 @@ def _inside(value: Any, chosen: Chosen, swap: bool) -> Any:
 
 
 def _swapped(jaxpr: core.Jaxpr) -> dict[core.Var, core.JaxprEqn]:
-    """For each large product of matrices that is only made to be transposed: {the transpose: the product}."""
+    """{the transpose: the product} of each large product of matrices that is only transposed."""
     products: dict[Any, core.JaxprEqn] = {
         eqn.outvars[0]: eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"
     }
@@ -203,7 +203,7 @@ def _separate_windows(eqn: core.JaxprEqn) -> bool:
 def _pool_gradient(
     source: Array, x: Array, window: tuple[int, ...], padding: tuple[tuple[int, int], ...]
 ) -> Array:
-    """For each window its number of `source`, at the first place where x is largest, and zeros elsewhere.
+    """Puts each window's number of `source` at the first place where x is largest, and zeros elsewhere.
 
     For x [20, 24, 24, 64] and windows of 2x2, in a loop on a 2-core x86: 0.23 ms, where XLA's own takes 5.4
     ms."""

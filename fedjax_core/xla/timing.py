@@ -1,8 +1,8 @@
 """Chooses the fastest form of each convolution of a step, by timing the forms in a compiled loop on this
 machine.
 
-Only forms of convolutions that are worth it are timed, the largest first, until a budget is spent; the others
-take the usual form."""
+Only large enough convolutions are timed, the largest first, until a budget is spent; the others take the
+usual form."""
 
 import logging
 import time
@@ -29,15 +29,15 @@ _CLEARLY = 0.85  # of the usual rule's time, for a loop of one convolution is no
 
 
 def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> dict[Convolution, str]:
-    """The rule for each convolution: as noted, else measured while the budget lasts, the largest first, else
+    """{convolution: its rule}: from the cache, else measured while the budget lasts, the largest first, else
     the usual one.
 
-    Without `measure` the usual one at once.
+    Without `measure`, the usual one for all.
     """
     chosen = {c: c.rules(lanes)[0] for c in sorted(set(wanted), key=lambda c: -c.multiplications)}
     if not measure or jax.process_count() > 1:  # processes must run the same program
         return chosen
-    # that run this at once
+    # cores that run this at the same time
     cores = max(1, jax.sharding.get_abstract_mesh().size) if jax.default_backend() == "cpu" else 1
     worth = [
         c
@@ -48,7 +48,7 @@ def choose(wanted: Iterable[Convolution], lanes: int, measure: bool = True) -> d
     unknown = [c for c in worth if _known(c, lanes, cores) is None]
     if not unknown:
         return chosen
-    # A thread of its own has no part in the trace that is under way here.
+    # In a thread of its own, as this thread is in the middle of a trace.
     with ThreadPoolExecutor(1) as thread:
         return chosen | thread.submit(_measure, unknown, lanes, cores).result()
 
@@ -79,7 +79,7 @@ def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolu
         if time.perf_counter() - start < _BUDGET_SECONDS:
             try:
                 seconds = _times(c, lanes, cores)
-            except Exception as error:  # what cannot be measured, for want of memory say, must not stop a run
+            except Exception as error:  # a failed measurement, for want of memory say, must not stop a run
                 log.info(
                     "a convolution of %s with %s, lanes %d, cannot be measured: %s", c.x, c.k, lanes, error
                 )
@@ -103,8 +103,7 @@ def _measure(unknown: list[Convolution], lanes: int, cores: int) -> dict[Convolu
 
 
 def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
-    """Seconds that the convolution takes by each rule in a compiled loop, which so many cores are in at
-    once."""
+    """{rule: seconds of the convolution} in a compiled loop that runs on this many cores at once."""
     rng = np.random.default_rng(0)
     x, k = (jnp.asarray(rng.standard_normal((lanes, *shape)), c.dtype) for shape in (c.x, c.k))
 
@@ -141,7 +140,7 @@ def _times(c: Convolution, lanes: int, cores: int) -> dict[str, float]:
     least = min(seconds.values())
     close = {rule: loop for rule, loop in loops.items() if seconds[rule] < 4 * least}
     count = int(np.clip(0.01 / max(least, 1e-9), 1, 20))
-    for _ in range(4):  # in turn, for a machine's speed drifts
+    for _ in range(4):  # in turn, as a machine's speed drifts
         for rule, loop in close.items():
             seconds[rule] = min(seconds[rule], run(loop, count))
     return seconds

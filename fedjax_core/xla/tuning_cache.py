@@ -1,4 +1,4 @@
-"""Autotuning cache on disk: what was measured on this machine, such as the number of lanes or the form of a
+"""The autotuning cache on disk: measurements on this machine, such as the best number of lanes or form of a
 convolution.
 
     $FEDJAX_CORE_CACHE/measured/<machine>/<digest of the question>.json         one small file an entry, written whole
@@ -33,24 +33,24 @@ from fedjax_core.files import cache_folder
 log = logging.getLogger("fedjax_core")
 
 
-_entries: dict[str, Any] = {}  # of this process, which come before those on disk
-_before: dict[str, Any] = {}  # of the run that goes on
+_entries: dict[str, Any] = {}  # those of this process, used before those on disk
+_before: dict[str, Any] = {}  # those of the run that is resumed
 
 
 def entries() -> dict[str, Any]:
-    """Every question that was answered in this process, with its answer."""
+    """{question: answer} of this process."""
     return dict(_entries)
 
 
 def adopt(entries: dict[str, Any]) -> None:
-    """Takes these answers, which a run went by before, before any others."""
+    """Uses these answers, those of a run so far, before any others."""
     _entries.update(entries)
     _before.clear()
     _before.update(entries)
 
 
 def before(question: str) -> Any | None:
-    """The answer that the run went by before; None in a fresh run."""
+    """The answer that the run used before it was resumed; None in a fresh run."""
     return _before.get(question)
 
 
@@ -73,12 +73,12 @@ def _read(question: str) -> Any | None:
 
 
 def keep(question: str, answer: Any) -> None:
-    """Remembers the answer in this process alone, so that a run keeps it among those it went by."""
+    """Stores the answer in this process only, so that a run saves it among those it used."""
     _entries[question] = answer
 
 
 def store(question: str, answer: Any) -> None:
-    """Remembers the answer, which must be plain JSON; says so and goes on where it cannot be written."""
+    """Stores the answer, which must be plain JSON; logs it and goes on if it cannot be written."""
     _entries[question] = answer
     place = _place(question)
     try:
@@ -93,7 +93,8 @@ def store(question: str, answer: Any) -> None:
 
 @cache
 def enable_compilation_cache() -> None:
-    """Has JAX keep compiled programs beside what was measured, unless its own cache is configured already."""
+    """Makes JAX store compiled programs beside the measurements, unless its own cache is configured
+    already."""
     if (
         jax.config.values["jax_compilation_cache_dir"] is None
         and jax.config.values["jax_enable_compilation_cache"]
@@ -104,8 +105,8 @@ def enable_compilation_cache() -> None:
 
 @cache
 def machine() -> str:
-    """A name for this kind of device, processor and version of JAX, for which measurements and compiled
-    programs hold."""
+    """A name for this kind of device, processor and version of JAX, which measurements and compiled programs
+    are valid for."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     cpu_lines = sorted(
