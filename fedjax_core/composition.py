@@ -284,7 +284,7 @@ def _meet(composed: Round, e: int, update: Update) -> tuple[Any, Update]:
     expanded = composed.uplink.expand(uplink, sent, shapes)
     of_16_bits = tree.shapes(update) != tree.shapes(tree.wide(update))
     if of_16_bits and tree.shapes(expanded) != tree.shapes(tree.wide(expanded)):
-        # as `receive` does; of a model in 32 bits it gets what is no longer its update
+        # As `receive` does, so that a model in 32 bits gets an update in 32 bits.
         expanded = tree.wide(expanded)
     expanded = Slotted(expanded, jnp.int32(0)) if composed.slots > 1 else expanded
     rows = jax.tree.map(lambda x: x[None], expanded)

@@ -34,7 +34,7 @@ _ASK = (
     "Does the algorithm keep something in Python between calls, draw by NumPy instead of by its key, or count padded places of "
     "a batch, whose mask is 0?"
 )
-_LOOSER = 20  # what the server and clients keep are often small differences of larger numbers
+_LOOSER = 20  # states of server and clients are often small differences of larger numbers
 
 
 def check_round(

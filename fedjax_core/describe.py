@@ -36,7 +36,7 @@ from fedjax_core import places, sources
 Scalar = bool | int | float | str | None
 
 _DEPTH = 40
-# of these a function's name says enough
+# Libraries whose functions are identified by name.
 _NAMED = {
     "jax",
     "jaxlib",
@@ -46,8 +46,8 @@ _NAMED = {
     "functools",
     "typing",
 }
-_LINKS = {"parent", "name", "scope"}  # of a Flax module, to where it is used
-# of these what is closed over counts, and `versions` tells of changed code
+_LINKS = {"parent", "name", "scope"}  # attributes of a Flax module that link to where it is used
+# Libraries whose functions count by what they close over; `versions` reports changed code.
 _VERSIONED = {
     "fedjax_core",
     "optax",
@@ -181,7 +181,7 @@ class _Walk:
             return [("func", value.func), ("args", value.args), ("keywords", value.keywords)]
         if isinstance(value, types.MethodType):
             return [("func", value.__func__), ("self", value.__self__)]
-        # of an object, as {1: 2}.get
+        # A method of an object, such as {1: 2}.get.
         if isinstance(value, (types.BuiltinFunctionType, types.MethodWrapperType)):
             return [("func", value.__name__), ("self", value.__self__)]
         if (
@@ -287,7 +287,7 @@ def _plain(value: Any) -> Scalar:
         return f"{getattr(value, '__module__', None) or 'module'}.{getattr(value, '__qualname__', value.__name__)}"
     if isinstance(value, (np.ndarray, jax.Array)):
         return _array(value)
-    if isinstance(value, logging.Logger):  # whose handlers are each process's own
+    if isinstance(value, logging.Logger):  # its handlers differ by process
         return f"{_kind(value)} {value.name}"
     fingerprint = getattr(value, "fingerprint", None)
     if isinstance(value, types.CodeType) or not callable(fingerprint):
@@ -352,11 +352,11 @@ def _function_parts(f: types.FunctionType, by_files: bool = False) -> list[tuple
     for name in sorted(mentioned):
         other = f.__globals__.get(name)
         near = _is_function(other) and other.__module__ == f.__module__
-        # of whose package the files count
+        # The files of its package count.
         far = by_files and isinstance(other, (types.ModuleType, types.FunctionType, type))
         if near or far or isinstance(other, (bool, int, float, str, np.ndarray)):
             parts.append((f"globals.{name}", other))
-    # of which the files tell all, but for which of the functions in them it is
+    # The files say everything except which of their functions it is.
     if by_files and sources.in_files(f):
         return [*parts, ("at", places.beginning(f.__code__))]
     parts += [(f"constants[{i}]", x) for i, x in enumerate(constants)]

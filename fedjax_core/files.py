@@ -68,7 +68,7 @@ def write_whole(path: Path, data: str | bytes, *, private: bool = True) -> None:
     The file is for its owner alone; without `private` it is as the umask says.
     """
     fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)  # of a process that died, whatever its mode
+    fresh.unlink(missing_ok=True)  # left by a process that died, whatever its mode
     with open(fresh, "xb", opener=opener if private else None) as file:
         file.write(data.encode() if isinstance(data, str) else data)
         file.flush()
@@ -175,7 +175,7 @@ def write_private(path: str | os.PathLike[str], data: bytes) -> Path:
     path = Path(path)
     make_folder(path.parent)
     with open(path, "xb", opener=opener) as file:
-        os.fchmod(file.fileno(), FILE)  # which a file system's own rules may have widened
+        os.fchmod(file.fileno(), FILE)  # a file system's own rules may have widened the mode
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -204,7 +204,7 @@ class Loops:
                 state = self.round.conclude(e, state, acc, *came)
             else:
                 seen.append(tallies.of_exchange(self.round, e, state, acc, among.here, jnp.asarray(reported)))
-        here = [i for of, i in brought if of == len(self.steps) - 1]  # and so in all exchanges
+        here = [i for of, i in brought if of == len(self.steps) - 1]  # and so reported in all
         counted = {"refused": len(refused), "clients": len(here), "examples": self.clients.sizes[here].sum()}
         totals = reduce(add, seen, {name: Sum(jnp.float32(total)) for name, total in counted.items()})
         return state._replace(round=state.round + 1), totals

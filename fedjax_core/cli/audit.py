@@ -111,7 +111,7 @@ def show(
             continue
         to, epsilon = fields.pop("recipient", ""), fields.pop("epsilon", "")
         numbers, hidden = (_numbers(fields), _UNSHOWN) if entry.what == "left" else ("", set[str]())
-        # those of tensors last, which may be many
+        # Fields of tensors come last, as there may be many.
         values = sorted(fields.items(), key=lambda one: one[0].startswith(NUMBERS))
         more = " ".join(
             f"{name.removeprefix(SENT)}={value}"

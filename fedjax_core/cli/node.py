@@ -14,7 +14,7 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.transport import ray_node, ray_security
 from fedjax_core.sites.transport.certificates import Files
 
-# of a socket's path on Linux
+# The longest path of a socket on Linux.
 _LONGEST = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 
@@ -64,7 +64,7 @@ def node(
         raise ValueError(
             f"{home} is too long for Ray, whose sockets are in it: --folder with at most {_LONGEST - 2} letters"
         )
-    if make_folder(home).stat().st_mode & 0o077:  # in which Ray makes folders that all may write to
+    if make_folder(home).stat().st_mode & 0o077:  # Ray makes folders in it that all may write to
         raise ValueError(
             f"other users can enter {home}, and Ray's logs and sockets are open to whoever can: chmod 700 {home}, or another"
         )
@@ -92,7 +92,7 @@ def _own_ip(address: str | None) -> str:
         ("192.0.2.1", 9) if address is None else (address.rpartition(":")[0], int(address.rpartition(":")[2]))
     )
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-        one.connect((host, port))  # which sends nothing
+        one.connect((host, port))  # this sends nothing
         return str(one.getsockname()[0])
 
 

@@ -18,7 +18,7 @@ class Setup(NamedTuple):
     code: bytes  # (Round, Plan) by cloudpickle: closures of the user's own functions
     source: Sent | Folder
     streamed: bool
-    settings: dict[str, Any]  # of JAX
+    settings: dict[str, Any]  # of `jax.config`
     path: list[str]  # where the user's modules are
 
 

@@ -69,7 +69,7 @@ class ShardResult(NamedTuple):
     seconds: float
     traces: int  # the most traces of any of this worker's programs so far
     compiled: bool  # whether the seconds hold a compilation
-    measured: dict[str, Any]  # what was measured beyond what the broadcast knew
+    measured: dict[str, Any]  # measurements that were not in the broadcast
 
 
 class Worker:

@@ -189,7 +189,7 @@ class ClusterSimulator:
         if self._lanes is None:
             most = max(1, len(self.clients) // self.shares)
             self._lanes, measured = self._open_pool().choose_lanes(most, tuning_cache.entries())
-            tuning_cache.adopt(measured)  # which a run keeps in its checkpoints
+            tuning_cache.adopt(measured)  # a run saves them in its checkpoints
         return self._lanes
 
     @property
@@ -370,7 +370,7 @@ class ClusterSimulator:
     def _conclude(
         self, e: int, half: State, collected: Collected, among: Among, reported: Array
     ) -> tuple[State, dict[str, Sum]]:
-        # which `check_recovers` has seen
+        # `check_recovers` has made sure that these are not needed.
         nothing = jax.eval_shape(lambda: self.round.init(jax.random.key(0), 1)).clients
         tallied = tallies.of_exchange(self.round, e, half, collected.acc, among.here, reported)
         return program.conclude(

@@ -85,7 +85,7 @@ class Processes:
         logs = self.folder.root / "logs"
         make_folder(logs)
         self._sockets, note = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short_folder())), logs / "sockets"
-        # by a run that was killed
+        # Sockets left by a run that was killed.
         if note.exists() and (left := Path(note.read_text())).name.startswith(_PREFIX):
             shutil.rmtree(left, ignore_errors=True)
         write_whole(note, str(self._sockets))

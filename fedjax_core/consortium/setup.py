@@ -190,7 +190,7 @@ def prepare(
     for name, settings in site_settings.items():
         _write_site(folder.site(name), name, settings, plan)
     clients, counts = _opened(folder, plan, built)
-    if large := doubtful(counts, {}):  # whose owner is that of this roster, too
+    if large := doubtful(counts, {}):  # all of it belongs to the owner of this roster
         agreed = "".join(f"{name} = {counts[name]}\n" for name in large)
         roster = folder.coordinator / "roster.toml"
         write_whole(roster, f"{read_text(roster)}\n[examples]\n{agreed}")

@@ -188,7 +188,7 @@ class Plan:
         of, place, local = _shuffle(words, sizes[owner]) if self.work.shuffled else _as_stored(sizes[owner])
         client = owner[of]
         batch = number[of] * whole[client] + place // self.batch_size - first[client]
-        if self.steps is not None:  # which may enter or leave a pass midway
+        if self.steps is not None:  # a client may enter or leave a pass midway
             taken = (batch >= 0) & (batch < steps[client])
             client, batch, place, local = client[taken], batch[taken], place[taken], local[taken]
         rows = np.repeat(~starts, steps)[:, None].repeat(self.batch_size, axis=1).astype(np.int32)

@@ -154,13 +154,12 @@ LARGEST = 2.0**64
 """Numbers up to this one can be squared in float32: a loss of larger ones is infinite, though they may be
 finite themselves."""
 
-_STEP = 2.0**-23  # between neighbours in float32, of their size
-_SUSPECTS = 1000  # of the numbers in a row, that are looked at one by one
+_STEP = 2.0**-23  # relative distance between neighbours in float32
+_SUSPECTS = 1000  # suspect numbers of a row that are looked at one by one
 _SAMPLE = 1 << 22  # numbers of a column that are looked at for what float32 loses
-_BLOCKS = (
-    64  # of rows one after another in which they lie, as reading single rows of a file would read most of it
-)
-_COMPARED = 1000  # of them that are told apart: of more, some would meet however finely they differ
+# Blocks of consecutive rows with the sample: reading single rows of a file would read most of it.
+_BLOCKS = 64
+_COMPARED = 1000  # numbers that are compared: of more, some would coincide however finely they differ
 
 
 def usable(x: np.ndarray, missing: bool = False) -> np.ndarray:
@@ -281,7 +280,7 @@ def _lost(leaf: np.ndarray) -> str:
         np.where(known, sample, -np.inf).max(axis=0, initial=-np.inf),
     )
     with np.errstate(invalid="ignore"):  # where nobody has a value
-        # else far finer than they differ
+        # Otherwise float32 is far finer than they differ.
         suspect = (high > low) & (np.maximum(np.abs(low), np.abs(high)) * _STEP > 3e-7 * (high - low))
     for i in np.flatnonzero(suspect)[:_SUSPECTS]:
         x = sample[known[:, i], i]
@@ -316,7 +315,7 @@ def labels(leaf: np.ndarray, name: str, classes: int, offsets: np.ndarray, ids: 
     if is_text(leaf):
         raise TypeError(text_needs_codes(name))
     for start, chunk in _chunks(leaf):
-        bad = ~((chunk >= 0) & (chunk < classes))  # of NaN, too
+        bad = ~((chunk >= 0) & (chunk < classes))  # true for NaN too
         if floating := chunk.dtype.kind not in "iub":
             bad |= chunk != np.round(chunk)
         if bad.any():

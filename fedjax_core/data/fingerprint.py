@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 WHOLE_BYTES = 64 << 20  # data up to this size is hashed whole
-_BLOCKS = 256  # of consecutive rows, in each column of larger data
+_BLOCKS = 256  # blocks of consecutive rows, in each column of larger data
 
 
 def fingerprint(

@@ -38,8 +38,8 @@ class Skew(NamedTuple):
     # total variation between a client's labels and all, 0 to 1: the mean over clients that have examples
     distance: float
     classes: float  # how many classes a client has: the mean over clients that have examples
-    # of the Dirichlet distribution over clients whose draws are as uneven on average: infinite for none more
-    # than even
+    # alpha of the Dirichlet distribution over clients with draws as uneven on average; infinite for an even
+    # partition
     alpha: float
 
 

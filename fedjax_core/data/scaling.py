@@ -62,7 +62,7 @@ class _Moments:
             np.isfinite(sums["mean"]).all() and np.isfinite(sums["m2"]).all() and (sums["m2"] >= 0).all()
         ):
             return "a mean or a sum of squares is not finite or below 0"
-        # which would be added all the same
+        # They would be added all the same.
         if ((sums["count"] == 0) & ((sums["mean"] != 0) | (sums["m2"] != 0))).any():
             return "there is a mean or a sum of squares of no values"
         return None
@@ -105,7 +105,7 @@ class Impute(_Moments):
         return {"mean": sums["mean"]}
 
     def apply(self, x: np.ndarray, parameters: Sums, folder: Folder = None) -> np.ndarray:
-        checks.exact(x, self.column)  # which moving to a mean of 0, as the other steps do, would not need
+        checks.exact(x, self.column)  # the other steps, which move the mean to 0, need no such check
         return _rowwise(
             x, self.column, lambda rows: np.where(np.isnan(rows), parameters["mean"], rows), folder
         )

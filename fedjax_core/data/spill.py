@@ -41,7 +41,7 @@ def room(
                 f"there is no room for {nbytes / 1e9:.1f} GB of prepared columns in {folder or tempfile.gettempdir()}, where they go "
                 "as the data are memory-mapped: free some, or name another folder (TMPDIR, or `folder` of a site)",
             ) from None
-        return np.memmap(file, dtype, mode="r+", shape=shape)  # which holds the file open
+        return np.memmap(file, dtype, mode="r+", shape=shape)  # the map holds the file open
 
 
 def taken(x: np.ndarray, rows: np.ndarray, folder: str | Path | None = None) -> np.ndarray:

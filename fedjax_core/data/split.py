@@ -73,7 +73,7 @@ def _of_each_class(
         count = len(np.unique(person))
         return generator.permutation(count)[: int(fraction * count + 0.5)]
     values, code, counts = np.unique(classes, return_inverse=True, return_counts=True)
-    rarest = np.lexsort((counts[code], person))  # by person, and of each first the rarest of their classes
+    rarest = np.lexsort((counts[code], person))  # by person, the rarest class of each first
     of = code[rarest[np.unique(person[rarest], return_index=True)[1]]]
     first = []
     for one in np.unique(of):

@@ -92,7 +92,7 @@ def _check_numbers(task: Task, clients: Clients, batch_size: int) -> None:
     columns = _examples(clients, rows)
     loss = _loss_of(task)
     tried = loss(_plausible(params), columns, np.ones(_ROWS, bool))
-    if not np.isfinite(tried).all():  # which may be of these parameters
+    if not np.isfinite(tried).all():  # perhaps only with these parameters
         begun = task.init(jax.random.key(0))
         tried = loss(begun, columns, np.ones(_ROWS, bool))
         if (bad := np.flatnonzero(~np.isfinite(tried))).size:
@@ -142,7 +142,10 @@ def _check_apart(loss: _Loss, params: Params, columns: Any, together: np.ndarray
         rows = np.where(mask, np.arange(_ROWS), row)
         return loss(params, jax.tree.map(lambda x: x[rows], columns), mask)[:half]
 
-    first, second = beside(0), beside(1)  # of which one column at least has the largest and the smallest
+    first, second = (
+        beside(0),
+        beside(1),
+    )  # the largest and the smallest of a column
     if not _same(first, second):
         raise ValueError(
             "the loss of an example changes with examples of its batch that the mask leaves out, so padding would be trained on. Return "

@@ -67,7 +67,7 @@ class Arrival(NamedTuple):
     """An update that reaches the server within a step."""
 
     client: int
-    version: int  # that it began from
+    version: int  # the version that it began from
 
 
 class AsynchronousSimulator:
@@ -191,7 +191,7 @@ class AsynchronousSimulator:
             arrival, started[client] = Arrival(client, int(started[client])), -1
             fresh = version - arrival.version <= self.buffer.max_staleness
             arrived, stale = arrived + [arrival] if fresh else arrived, stale + (not fresh)
-            if len(arrived) < self.buffer.size:  # else it gets the model that comes of this
+            if len(arrived) < self.buffer.size:  # else the client waits for the model of this step
                 begin(client)
                 heapq.heapify(heap)
         flight = InFlight(jnp.asarray(started), jnp.asarray(last), clock.flight.models)

@@ -40,7 +40,7 @@ class Load(NamedTuple):
 
     clients: int
     steps: int
-    examples: int  # that a local step looks at, once for each step
+    examples: int  # examples in local steps, counted once for each step
     room: int  # places for examples in all lanes until the last one ends
 
 
@@ -56,7 +56,7 @@ class DispatchBuilder:
 
     def __init__(self, clients: Clients, plan: Plan, kinds: Sequence[Work], *, streamed: bool) -> None:
         self.clients, self.plan, self.kinds, self.streamed = clients, plan, list(kinds), streamed
-        # of all, the most foreseen
+        # The most steps foreseen for each client.
         self.steps = {k: slots_of(plan, clients.sizes, k).astype(np.int32) for k in self.kinds}
         self.cohort_size, self.lanes, self.devices = 0, 1, 1
         self._columns: Columns = jax.tree_util.tree_map_with_path(Column, clients.columns) if streamed else ()

@@ -42,7 +42,7 @@ _RUN_SECONDS = (
 )
 _VISITS = 4  # made-up clients a lane; 2 for a large model, a run of which takes seconds
 _MOST_STEPS = 16  # of one made-up client
-# of made-up examples: with all of them in the cache, few lanes look faster than they are
+# Bytes of made-up examples: with all of them in the cache, few lanes look faster than they are.
 _EXAMPLES_BYTES = 32 << 20
 
 _CLOSE = 1.01  # fewer lanes are taken unless more are faster by this factor

@@ -188,7 +188,7 @@ class Checkpoints:
                     writing, self._key, {"round": round, "about": metadata, "leaves": leaves}, arrays
                 )
             if self._private:
-                # which only now has all that Orbax made; the folder around it was closed before
+                # Only now it has all that Orbax made; the folder around it was closed before.
                 close_to_others(writing)
             os.rename(writing, home)
         except BaseException:

@@ -39,7 +39,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from fedjax_core.files import read_private
 
-CHUNK = 1 << 20  # of plain bytes
+CHUNK = 1 << 20  # plain bytes
 _MAGIC, _SALT, _NAME, _SUM, _TAG = b"fedjax_core sealed 1\n", 32, 16, 8, 16
 _HEAD = len(_MAGIC) + _SALT + _NAME + _SUM
 

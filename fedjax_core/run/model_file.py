@@ -47,7 +47,7 @@ def save_model(
             raise ValueError(
                 f"two leaves of the model would be {name!r} in the file: rename a key that has a dot in it"
             )
-        tensors[name] = np.ascontiguousarray(x).reshape(x.shape)  # which makes a scalar one of shape [1]
+        tensors[name] = np.ascontiguousarray(x).reshape(x.shape)  # scalars had become [1]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, safetensors.numpy.save(tensors, dict(about or {})), private=False)

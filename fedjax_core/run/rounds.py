@@ -103,7 +103,7 @@ class Rounds:
             )
             state, metrics = self._dispatch(state, start, stop, group)
             self.newest = state
-            self._read(unread)  # of the rounds before: the device is at work on these
+            self._read(unread)  # metrics of the rounds before, while the device works on these
             unread, self.done = (start, metrics), stop
             if self.each_round is not None:
                 row = self._read(unread)

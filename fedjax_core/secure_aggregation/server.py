@@ -131,7 +131,7 @@ class Server:
                 key = X25519PrivateKey.from_private_bytes(
                     self._recovered(name, "mask key", shares, self._is_key_of(name))
                 )
-            for other in left:  # who added the mask, or took it off
+            for other in left:  # these added the mask, or subtracted it
                 off.append(
                     (
                         pair_seed(agreed(key, self._sites[other].mask_key), self._session, name, other),
