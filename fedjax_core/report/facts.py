@@ -92,11 +92,12 @@ def note(folder: str | Path, **said: Any) -> None:
     in": n, "left out": {reason: n}, "people": n, "trained on": n, "held out": n}}, as far as it may be shown.
     `performance`: {site or "all": {metric: value or [value, low, high]}}; `subgroups`: {subgroup: the same}.
     `calibration`: {model or site: [[mean risk, share with the outcome, people], ...]}. `statistics`: {title:
-    text of a table}. Raises ValueError for another name.
+    text of a table}. `privacy`: {"epsilon": number, "delta": number, "rounds": n, "of": whose}, where the run's
+    own records have no account, as of DP-SGD. Raises ValueError for another name.
     """
     known = {
         "question", "population", "outcome", "authors", "limitations", "intended_use", "flow", "performance", "subgroups", "calibration",
-        "statistics",
+        "statistics", "privacy",
     }  # fmt: skip
     if odd := set(said) - known:
         raise ValueError(
@@ -145,7 +146,8 @@ def gather(folder: str | Path) -> Facts:
         if "data" in about
     }
     return Facts(
-        root, records, about.get("config", {}), about.get("versions", {}), digests, about.get("privacy") or _spent(records),
+        root, records, about.get("config", {}), about.get("versions", {}), digests,
+        about.get("privacy") or _spent(records) or notes.get("privacy", {}),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
         {name: int(about["examples"]) for name, about in told.items() if "examples" in about}, notes,
         str(about.get("config", {}).get("round.algorithm.name") or _algorithm(entries)), read_plan(run),
