@@ -98,8 +98,8 @@ _LATER = ("contribution", "privacy", "release", "stats")
 
 
 def __getattr__(name: str) -> Any:
-    """What not everybody uses, and takes long to import or needs libraries of its own, is imported when first
-    asked for."""
+    """Imports at first use what not everybody needs and takes long to import or needs libraries of its
+    own."""
     if name in _LATER:
         return import_module(f"{__name__}.{name}")
     if name == "Federation":

@@ -131,7 +131,7 @@ class _Compiled:
         return self._jit(self._given(), *arguments)
 
     def lower(self, *arguments: Any) -> Any:
-        """As of `jax.jit`."""
+        """Lowers the program, as `lower` of `jax.jit` does."""
         return self._jit.lower(self._given(), *arguments)
 
     def _given(self) -> Any:

@@ -1,4 +1,4 @@
-"""What each client of a round contributes to its model: exact or sampled Shapley values, and leave-one-out
+"""The contribution of each client of a round to its model: exact or sampled Shapley values, and leave-one-out
 scores.
 
     phi_i = sum over S without i of |S|! (K - |S| - 1)! / K! * (v(S + i) - v(S))          Shapley value

@@ -236,7 +236,7 @@ def _is_module(kind: type) -> bool:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """What is in an object, also where its class lists the names (`__slots__`)."""
+    """The attributes of an object, also those that its class lists (`__slots__`)."""
     slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
     names = [name for one in slots for name in ([one] if isinstance(one, str) else one)]
     slotted = {
@@ -246,8 +246,8 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> list[tuple[str, Any]]:
-    """By what a copy of the object would be made, as of a date, a path or a generator of random numbers;
-    nothing where it cannot be."""
+    """The parts from which a copy of the object would be made, as for a date, a path or a random generator;
+    empty where it cannot be copied."""
     reduce: Any = copyreg.dispatch_table.get(type(value))
     try:
         made = value.__reduce_ex__(2) if reduce is None else reduce(value)

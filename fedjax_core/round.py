@@ -76,7 +76,7 @@ class Round(NamedTuple):
         )
 
     def broadcast(self, e: int, state: State, clients: Array | None = None) -> tuple[Any, State]:
-        """What the server sends in an exchange, and the state with what the downlink keeps now.
+        """(what the server sends in an exchange, the state with what the downlink keeps now).
 
         `clients` [K]: the positions of the receivers, which an exchange with an `address` needs. It then
         sends an `Addressed`, in which `told` finds a client's own part.
@@ -156,7 +156,7 @@ class Round(NamedTuple):
         )
 
     def uses(self, e: int) -> frozenset[str]:
-        """What the uplink of exchange `e` uses of a `Sender`."""
+        """The fields of a `Sender` that the uplink of exchange `e` uses."""
         return frozenset() if self._silent(e) else uses(self.uplink, _update_shapes(self, e))
 
     def report(

@@ -22,7 +22,7 @@ from fedjax_core.types import Array, Key, Own, Params, Server
 
 
 class Kept(NamedTuple):
-    """What clients keep between rounds; every leaf is [N, ...]."""
+    """The state of all clients between rounds; every leaf is [N, ...]."""
 
     own: Own  # for the algorithm
     uplink: tuple[Any, ...]  # for the stages, one entry an exchange

@@ -1,4 +1,4 @@
-"""`fedjax-core account ...`: the account that a site keeps of what its updates have told, as an epsilon."""
+"""`fedjax-core account ...`: a site's privacy account, the epsilon that its updates have spent."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ app = SubcommandApp()
 
 @app.command
 def begin(path: Positional[Path]) -> None:
-    """Begins the account of a site whose updates have told nothing so far; refused where there is one.
+    """Begins the privacy account of a site that has sent no update yet; refused where there is one.
 
-    Never begin one in the place of one that was lost: what it had was told all the same.
+    Never begin one to replace one that was lost: what that one had counted is spent all the same.
 
     Args:
         path: The site's file.
@@ -33,7 +33,8 @@ def begin(path: Positional[Path]) -> None:
 
 @app.command
 def show(path: Positional[Path]) -> None:
-    """Shows what a site's updates have told so far, in all studies, and what its policy leaves of that.
+    """Shows the epsilon that a site's updates have spent so far, in all studies, and what its policy still
+    allows.
 
     Args:
         path: The site's file.

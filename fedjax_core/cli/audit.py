@@ -1,4 +1,4 @@
-"""`fedjax-core audit ...`: a log read, proven and pruned."""
+"""`fedjax-core audit ...`: reads, proves and prunes an audit log."""
 
 import sys
 from collections.abc import Mapping
@@ -28,8 +28,8 @@ def verify(
 
     Args:
         folder: The log's folder.
-        keys: The .pub files of who wrote it, former ones too, or a roster's .toml; with --held-by, those of
-            the other end as well.
+        keys: The .pub files of the log's writer, former ones too, or a roster's .toml; with --held-by, those
+            of the other end as well.
         head: What `audit head` printed before: finds entries cut off since, and a log written anew.
         held_by: The log's folder of the other end, which holds the head that came with this one's last
             message.
@@ -81,12 +81,13 @@ def show(
     site: str | None = None,
     raw: bool = False,
 ) -> None:
-    """Shows the entries of a log, oldest first: when, who did what, in which run and round; of what left, to
-    whom, how many numbers, and the epsilon of all so far. With keys it is proven first that none was changed.
+    """Shows the entries of a log, oldest first: when, who did what, in which run and round; for data that
+    left, to whom, how many numbers, and the epsilon of all so far. With keys it proves first that none was
+    changed.
 
     Args:
         folder: The log's folder.
-        keys: The .pub files of who wrote it, or a roster's .toml.
+        keys: The .pub files of the log's writer, or a roster's .toml.
         who: Only what this site or person did.
         what: Only this kind of event; `left` is the ledger of what left the site.
         run: Only of this run.
@@ -136,7 +137,8 @@ def show(
 
 @app.command
 def head(folder: Positional[Path], of: str | None = None) -> None:
-    """Prints the head of a log, to be kept by somebody else; or the one that this log has held of another's.
+    """Prints the head of a log, to be kept by somebody else; or the head of another's log that this log
+    holds.
 
     Args:
         folder: The log's folder.
@@ -190,11 +192,11 @@ def prune(
 
 
 _UNSHOWN = {"exchange", "sequence", "bytes", "tensors", "numbers", "digest", "fields", "decision"}
-"""Of what left, which `--raw` shows: the rest is for people."""
+"""Fields of what left that only `--raw` shows: the rest is for people."""
 
 
 def _numbers(entry_fields: Mapping[str, Scalar]) -> int:
-    """How many numbers left: those of tensors, and fields that are numbers."""
+    """The count of numbers that left: those in tensors, and fields that are numbers."""
     count = entry_fields.get("numbers", 0)
     fields = sum(
         name.startswith(SENT) and isinstance(value, int | float) for name, value in entry_fields.items()
@@ -215,7 +217,7 @@ def _when(time: float, to: str = "milliseconds") -> str:
 
 
 def _owner(folder: Path, known: list[tuple[str, identity.PublicKey]]) -> str:
-    """Whose log it is: who has the key, among those given, that signed its last entry."""
+    """The owner of a log: the name of the key, among those given, that signed its last entry."""
     last = last_line(files(folder))
     signer = "" if last is None else parse(last[1], last[0])[0].key
     name = next((name for name, key in known if key.fingerprint == signer), "")

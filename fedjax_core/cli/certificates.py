@@ -1,4 +1,4 @@
-"""`fedjax-core certificates ...`: what protects Ray between machines."""
+"""`fedjax-core certificates ...`: TLS certificates and the token, which protect Ray between machines."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,10 @@ app = SubcommandApp()
 @app.command
 def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int = 365) -> None:
     """Makes a certificate, its key and a copy of the token for each machine, in FOLDER/NAME; the authority
-    too, where there is none.
+    too if there is none.
 
     Args:
-        folder: Where all of it goes; FOLDER/authority stays with whoever makes certificates.
+        folder: Where all of it goes; FOLDER/authority stays with the person who makes certificates.
         nodes: Each machine as NAME=HOST or NAME=HOST,HOST: the names and addresses by which the others reach
             it.
         days: How long the certificates are valid.
@@ -37,8 +37,8 @@ def make(folder: Positional[Path], nodes: Positional[tuple[str, ...]], days: int
 
 @app.command
 def withdraw(folder: Positional[Path], names: Positional[tuple[str, ...]] = (), days: int = 365) -> None:
-    """Makes a new authority, a new token and new certificates for all machines but those NAMES, which no
-    longer get in with what they have.
+    """Makes a new authority, a new token and new certificates for all machines except NAMES, whose old files
+    then no longer work.
 
     Args:
         folder: Where `certificates make` wrote; what was there moves to FOLDER/withdrawn-1.
@@ -56,7 +56,7 @@ def withdraw(folder: Positional[Path], names: Positional[tuple[str, ...]] = (), 
 
 
 def _tell(folder: Path, made: Mapping[str, certificates.Files]) -> None:
-    """Prints what is to be done with the files of each machine."""
+    """Prints what to do with the files of each machine."""
     for name, files in made.items():
         print(f"{files.certificate}: {certificates.describe(files.certificate)}")
         print(
@@ -77,7 +77,8 @@ def _tell(folder: Path, made: Mapping[str, certificates.Files]) -> None:
 
 @app.command
 def show(paths: Positional[tuple[Path, ...]]) -> None:
-    """Shows for whom certificates are and until when; of a machine's folder, whether all in it fits.
+    """Shows the names and the end of validity of certificates; for a machine's folder, whether all in it fits
+    together.
 
     Args:
         paths: Certificates, or folders as `certificates make` writes them.

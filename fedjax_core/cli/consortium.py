@@ -27,7 +27,7 @@ def run(
     checkpoint_every: int | None = None,
 ) -> None:
     """Starts a coordinator and sites as processes of this machine, each with its own key, data, Ray node and
-    certificate; runs a study over them, and stops them. In a folder that is there it goes on where it was.
+    certificate; runs a study over them, and stops them. With an existing folder it goes on where it was.
 
     Args:
         folder: Where everything is kept, as it would be on real machines.

@@ -20,10 +20,10 @@ app = SubcommandApp()
 
 @app.command(name="check")
 def check(path: Positional[Path], federation: Path | None = None) -> None:
-    """Says what a study can use of a site's table: rows by reason, people, missing values, ranges, units; and
-    what is to be done.
+    """Says what a study can use of a site's table (rows by reason, people, missing values, ranges, units),
+    and what to do about the rest.
 
-    Nothing of it leaves the site.
+    Nothing leaves the site.
 
     Args:
         path: The mapping, or the site's file that names it as its data; its policy's minimums are then asked,

@@ -15,8 +15,8 @@ def doctor(
     free_gb: float = 2.0,
     memory_gb: float = 1.0,
 ) -> None:
-    """Examines a site before it joins, and says what is to be done; expected.toml and ray/ beside its file
-    are used where they are there.
+    """Examines a site before it joins, and says what to do; uses expected.toml and ray/ beside its file if
+    they exist.
 
     Args:
         path: The site's file.

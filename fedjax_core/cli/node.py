@@ -29,8 +29,8 @@ def node(
     """Runs Ray on this machine until it is stopped (Ctrl-C, SIGTERM): a site's node, or with --head the
     coordinator's.
 
-    Token and TLS must be there. Its files are for its owner alone, it has no dashboard, and what workers
-    print stays on this machine.
+    The token and TLS must be set up. Its files are for their owner alone, it has no dashboard, and what
+    workers print stays on this machine.
 
     Args:
         site: The site's file: it has the site's resources, and is the one by which the site's process starts.
@@ -87,7 +87,7 @@ def node(
 
 
 def _own_ip(address: str | None) -> str:
-    """By which this machine would talk to that one; of a head, to any other."""
+    """The address by which this machine would talk to that one; for a head, to any other."""
     host, port = (
         ("192.0.2.1", 9) if address is None else (address.rpartition(":")[0], int(address.rpartition(":")[2]))
     )

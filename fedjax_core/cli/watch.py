@@ -20,8 +20,8 @@ def watch(
     page_file: Path | None = None,
     once: bool = False,
 ) -> None:
-    """Shows a run while it goes on: rounds, time left, metrics, sites, refusals, privacy spent. It reads the
-    folder and writes none of it.
+    """Shows a run while it goes on: rounds, time left, metrics, sites, refusals, privacy spent. It only reads
+    the folder.
 
     Args:
         run_dir: The folder that `fit` was given as run_dir, or that of a consortium.

@@ -26,7 +26,7 @@ class Carried:
         return self.rows
 
     def write(self, kept: Kept, touched: Array) -> Kept:
-        """What a worker sends back: all of the rows that it kept."""
+        """The rows that a worker sends back: all that it kept."""
         return kept
 
     def take_back(self, places: np.ndarray, kept: Kept, touched: Array) -> None:

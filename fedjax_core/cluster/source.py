@@ -1,4 +1,4 @@
-"""How a worker gets the clients' data: sent once to each node, or opened from a folder that the node sees.
+"""The clients' data for a worker: sent once to each node, or opened from a folder that the node sees.
 
 >>> clients = Clients.from_list([{"x": np.arange(3.0)}])
 >>> type(source_of(clients)).__name__
@@ -46,8 +46,8 @@ class Folder(NamedTuple):
 
 
 def source_of(clients: Clients) -> Sent | Folder:
-    """How workers get these clients: from a folder, if all of them were opened from one that is still there;
-    else they are sent."""
+    """The source of these clients for workers: a folder, if all of them were opened from one that is still
+    there; else the data itself."""
     folders = {
         Path(name).parent for name in map(_file_of, jax.tree.leaves(clients.columns)) if name is not None
     }

@@ -288,7 +288,7 @@ def _keys_and_certificates(folder: Layout, sites: Sequence[str]) -> None:
 
 
 def _key(folder: Layout, name: str) -> Path:
-    """Where the key of a site, or of the coordinator, was made."""
+    """The path of the key of a site, or of the coordinator."""
     return identity.SiteKey.make(check_name(name, "the site")).save(folder.home(name))
 
 

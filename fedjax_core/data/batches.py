@@ -39,13 +39,13 @@ _FORESEEN = 16  # rounds that are looked at to know how much a function asks for
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """How clients go through their data: `epochs` whole passes a round, or `steps` batches a round; by
-    `order` where given.
+    """The plan by which clients go through their data: `epochs` whole passes a round, or `steps` batches a
+    round; by `order` where given.
 
-    `order` is an int array [N, T, B] of examples within each client, of which round r takes batches r*steps
-    to (r+1)*steps, or all of them each round without `steps`; or a function (round, client) -> [T, B] with T
-    = `steps`, which is then needed. -1 is an unused place; a batch has one example at least, unless the
-    function has `may_be_empty`. A client without examples takes no steps.
+    `order` is an int array [N, T, B] of examples within each client: round r takes batches r*steps to
+    (r+1)*steps, or all of them without `steps`; or a function (round, client) -> [T, B] with T = `steps`,
+    which is then needed. -1 is an unused place; a batch has one example at least, unless the function has
+    `may_be_empty`. A client without examples takes no steps.
 
     Exchanges whose work is not the run's have a plan of their own, `of(work)`, without `order`.
 
@@ -143,7 +143,7 @@ class Plan:
         return np.max([self.steps_of(sizes, round) for round in rounds], axis=0)
 
     def steps_of(self, sizes: np.ndarray, round: int = 0, clients: np.ndarray | None = None) -> np.ndarray:
-        """How many local steps clients of these sizes take in a round, [K] int64; 0 for one without examples.
+        """The local steps of clients of these sizes in a round, [K] int64; 0 for one without examples.
 
         `clients` are their positions [K]; without, they are all there are.
         """

@@ -55,7 +55,7 @@ def dtype_of(leaf: Any) -> str:
 
 
 def rows(leaves: list[np.ndarray], names: list[str], whose: str = "") -> int:
-    """How many rows every column has."""
+    """The number of rows, which every column must have."""
     for leaf, name in zip(leaves, names, strict=True):
         if len(leaf) != len(leaves[0]):
             raise ValueError(
@@ -259,7 +259,7 @@ def exact(leaf: np.ndarray, name: str) -> None:
 
 
 def text_needs_codes(name: str) -> str:
-    """What is to be done with a column of text, in words."""
+    """The message of what to do with a column of text."""
     return (
         f"column {name!r} holds text, and a model needs numbers: fc.preprocess.OrdinalEncode({name!r}) gives every category one code "
         f"that all clients share, or is told the list of categories; what nothing learns from is left out with clients.without({name!r})"
@@ -267,7 +267,7 @@ def text_needs_codes(name: str) -> str:
 
 
 def _lost(leaf: np.ndarray) -> str:
-    """Where in a row float32 loses what tells examples apart, in words; empty where it does not."""
+    """The place in a row where float32 loses what tells examples apart, in words; empty if there is none."""
     wide = leaf.dtype.kind == "f" and leaf.dtype.itemsize == 8
     # one whole number a row may be a name
     if not wide and not (leaf.dtype.kind in "iu" and leaf.dtype.itemsize >= 4 and leaf.ndim > 1):

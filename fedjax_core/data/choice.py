@@ -47,8 +47,8 @@ class Chooser(Protocol):
 # A class in lower case, as those of cohorts.py, so that it prints as it is written.
 @dataclass(frozen=True)
 class power_of_choice:
-    """Of the clients that `candidates` draws, the `size` whose `metric` is largest under the model as it is;
-    sorted.
+    """The `size` clients, of those that `candidates` draws, whose `metric` is largest under the current
+    model; sorted.
 
     Cho, Wang and Joshi, "Towards understanding biased client selection in federated learning", AISTATS 2022.
     There they are drawn by their numbers of examples: `power_of_choice(weighted(clients.sizes, 20), size=5)`.

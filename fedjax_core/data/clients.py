@@ -111,8 +111,7 @@ class Clients:
         features: Features | None = None,
         allow_nan: bool = False,
     ) -> "Clients":
-        """Clients from flat columns, of which client i has rows offsets[i]:offsets[i+1]. Nothing is
-        copied."""
+        """Clients from flat columns: client i has rows offsets[i]:offsets[i+1]. Nothing is copied."""
         clients = cls(columns, offsets, ids, features=features)
         if not allow_nan:
             clients.check_finite()
@@ -196,12 +195,12 @@ class Clients:
 
     @property
     def examples(self) -> int:
-        """How many examples all clients have together."""
+        """The number of examples of all clients together."""
         return int(self.offsets[-1])
 
     @property
     def nbytes(self) -> int:
-        """How many bytes the columns take."""
+        """The number of bytes that the columns take."""
         return sum(leaf.nbytes for leaf in self._leaves)
 
     def __len__(self) -> int:
@@ -315,9 +314,9 @@ class Clients:
     def arranged(self, features: Features) -> "Clients":
         """The clients with the features of each of these columns in this order, by their names.
 
-        A column that is not there is made, as a matrix, of the columns that are called like its features,
-        which are then no longer by themselves: `arranged({"x": ["age", "weight"]})`. Raises, naming it, where
-        a feature is missing or there is another one."""
+        A missing column is made, as a matrix, of the columns named like its features, which are then no
+        longer separate columns: `arranged({"x": ["age", "weight"]})`. Raises, naming it, where a feature is
+        missing or there is another one."""
         columns, names = arrange(self.columns, self.features, features, self.categories)
         return type(self)(columns, self.offsets, self.ids, features=names, categories=self.categories)
 

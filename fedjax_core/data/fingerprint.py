@@ -37,8 +37,8 @@ def fingerprint(
 
 
 def _blocks(leaf: np.ndarray, share: float) -> Iterator[np.ndarray]:
-    """This share of the rows, in evenly spaced blocks of which the first and last hold the first and last
-    rows."""
+    """This share of the rows, in evenly spaced blocks; the first and the last block hold the first and the
+    last rows."""
     length = -(-len(leaf) // _BLOCKS) if share == 1 else max(1, int(share * len(leaf) / _BLOCKS))
     starts = (
         range(0, len(leaf), length)

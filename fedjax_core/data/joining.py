@@ -70,5 +70,5 @@ def rows_of(parts: Sequence[Any], examples: int) -> np.ndarray:
 
 
 def whose(i: int, ids: np.ndarray) -> str:
-    """How a message about one client begins."""
+    """The beginning of a message about one client."""
     return f"client {i} (id {ids[i].item()!r}): "

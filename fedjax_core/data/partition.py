@@ -154,15 +154,15 @@ def owner_names(owners: Any) -> np.ndarray:
 
 
 def describe(parts: Sequence[np.ndarray], labels: Any) -> np.ndarray:
-    """How many examples of each class each client has, [N, classes] int64; column k is the k-th distinct
+    """The number of examples of each class at each client, [N, classes] int64; column k is the k-th distinct
     label, sorted."""
     values, codes = np.unique(_values("labels", labels), return_inverse=True)
     return np.stack([np.bincount(codes[part], minlength=len(values)) for part in parts])
 
 
 def skew(parts: Sequence[np.ndarray], labels: Any) -> Skew:
-    """How uneven a partition is, whatever was asked for: few clients, few examples and `min_size` all change
-    what alpha promised.
+    """The realised skew of a partition, whatever alpha asked for: few clients, few examples and `min_size`
+    all change it.
 
     `alpha` solves  mean over classes of sum_i p_i^2 = (alpha + 1) / (N alpha + 1),  the mean of Dir_N(alpha),
     where p_i is client i's share of a class.

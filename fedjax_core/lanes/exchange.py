@@ -84,7 +84,7 @@ def collect(
     context = context._replace(one_by_one=tree.nbytes(carry) >= _LARGE * schedule.client.shape[1])
 
     def segment(loop: tuple[Array, Lanes, Collected]) -> tuple[Array, Lanes, Collected]:
-        """From slot `s` on to the next at which a client ends: no lane begins or ends in between."""
+        """Runs the slots from `s` to the next at which a client ends: no lane begins or ends in between."""
         s, lanes, collected = loop
         last = context.next_end[s]
         lanes = _begin_lanes(

@@ -181,7 +181,7 @@ class Placing:
         )
 
     def _specs(self, packed: Packed) -> Packed:
-        """How the arrays of a dispatch are spread over the axis of lanes."""
+        """The specs by which the arrays of a dispatch are spread over the axis of lanes."""
         assert self.mesh is not None
         axis = self.mesh.axis_names[0]
         by_slot, by_lane = PartitionSpec(None, None, axis), PartitionSpec(None, axis)

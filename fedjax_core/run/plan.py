@@ -19,7 +19,7 @@ PLAN = "plan.json"
 
 
 class Plan(NamedTuple):
-    """How long a run is to go on."""
+    """The planned length of a run."""
 
     rounds: int | None = None
     """In all, with those of earlier starts; None where the folder does not say it."""
