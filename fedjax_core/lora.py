@@ -11,6 +11,9 @@ algorithm train the factors alone:
     fedavg(train_only(task, begun, "a", "b"), ...)        FedIT: the factors are averaged, each by itself
     fedavg(train_only(task, begun, "b"), ...)             FFA-LoRA: a stays as it began, so that the mean of b is exact
 
+With `full=("Dense_1",)` a layer is trained whole beside the factors, as a new head is; it is averaged by any of
+these.
+
 Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022; with the square root
 Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 2023.
 
@@ -23,6 +26,7 @@ Kalajdzievski, "A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA", 
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +47,7 @@ class LowRank(NamedTuple):
     a: Params  # leaves [in, rank], where a weight is [..., out] and `in` the product of all axes but the last
     b: Params  # leaves [rank, out]
     scale: Array
+    full: Params = None  # the leaves that are trained themselves
 
     @property
     def weights(self) -> Params:
@@ -62,13 +67,15 @@ def lora(
     rank: int,
     alpha: float | None = None,
     rank_stabilised: bool = False,
+    full: Sequence[str] = (),
 ) -> Task:
     """The task that adapts the leaves of `params` under these names, as "Dense_1/kernel", by factors of this
     rank.
 
     Leaves have two axes or more, of which the last is the output. `alpha` is `rank` where it is not given,
-    for a scale of 1. All other leaves stay as they are in `params`, and are arguments of each compiled
-    program, as those of `train_only`."""
+    for a scale of 1. The leaves under the names in `full`, such as a new head, are trained themselves, and
+    are parameters too: `train_only(task, begun, "a", "b", "full")`. All others stay as they are in `params`,
+    and are arguments of each compiled program, as those of `train_only`."""
     if not names or rank < 1:
         known = ", ".join(map(repr, tree.names(params)))
         raise ValueError(
@@ -76,6 +83,9 @@ def lora(
         )
     params = jax.tree.map(np.asarray, params)
     base, rest = tree.partition(params, names)
+    if isinstance(full, str):
+        raise TypeError(f"lora(full=) takes several names, got {full!r}: write full=({full!r},)")
+    trained, rest = tree.partition(rest, full) if full else (None, rest)
     others = Constants(rest)
     for name, leaf in zip(tree.names(base), jax.tree.leaves(base), strict=True):
         if leaf.ndim < 2:
@@ -86,10 +96,12 @@ def lora(
 
     def init(key: Key) -> LowRank:
         weights = jax.tree.map(jnp.asarray, base)
-        return begin(key, LowRank(weights, weights, weights, jnp.float32(scale)), rank)
+        adapted = LowRank(weights, weights, weights, jnp.float32(scale), jax.tree.map(jnp.asarray, trained))
+        return begin(key, adapted, rank)
 
     def whole(adapted: LowRank) -> Params:
-        return tree.combine(adapted.weights, others.now)
+        body = others.now if adapted.full is None else tree.combine(adapted.full, others.now)
+        return tree.combine(adapted.weights, body)
 
     return task.reading(others, whole, init)
 

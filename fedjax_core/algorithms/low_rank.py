@@ -3,6 +3,7 @@ model of them.
 
     a_i, b_i <- local steps from a, b; the weights W stay still
     (W, a, b) <- merge(W, mean of a_i, mean of b_i, mean of a_i b_i)
+    leaves that are trained themselves are averaged
 
 The task is one of `fedjax_core.lora`. A client sends its factors alone, and is sent W, for that may have
 moved."""
@@ -38,10 +39,11 @@ class Global(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """The two thin matrices of each weight."""
+    """The two thin matrices of each weight, and the leaves that are trained themselves."""
 
     a: Any
     b: Any
+    full: Any
 
 
 Merge: TypeAlias = Callable[[LowRank, Factors, Params, Key], LowRank]
@@ -60,11 +62,11 @@ def low_rank(
     weighed by `weighting`."""
 
     def factors(model: LowRank) -> Factors:
-        return Factors(model.a, model.b)
+        return Factors(model.a, model.b, model.full)
 
     def objective(model: LowRank, own: Own) -> Loss:
         def loss(params: Factors, batch: Batch, key: Key) -> Array:
-            return task.loss(model._replace(a=params.a, b=params.b), batch, key)
+            return task.loss(model._replace(**params._asdict()), batch, key)
 
         return loss
 
@@ -79,7 +81,8 @@ def low_rank(
         each = jax.tree.map(lambda x, change: x[None] + change, factors(server.params), reports.value)
         mean = jax.tree.map(lambda x: jnp.tensordot(shares, x, 1), each)
         products = jax.tree.map(lambda a, b: jnp.einsum("k,kir,kro->io", shares, a, b), each.a, each.b)
-        return Global(merge(server.params, mean, products, reports.key))
+        merged = merge(server.params, mean, products, reports.key)
+        return Global(merged._replace(full=mean.full))
 
     exchange = Exchange(lambda server: server.params, Client(begin, step, finish), update, reports="all")
     return Algorithm(task, task.init, Global, nothing, (exchange,))

@@ -153,7 +153,44 @@ def test_kernels_of_flax_modules_with_more_axes_are_matrices_to_it():
     np.testing.assert_allclose(begun.weights["Conv_0"]["kernel"], kernel, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    "build", [fedex, flora, lora_fair, None], ids=["fedex", "flora", "lora_fair", "fedit"]
+)
+def test_a_head_that_is_trained_itself_is_averaged_beside_the_factors(build):
+    made = fc.models.lora(INNER, WHOLE, "0/w", rank=2, alpha=2 * SCALE, full=("1",))
+    begun = made.init(jax.random.key(1))
+    batch = {"x": jnp.asarray(clients()[1]["x"])}
+    np.testing.assert_array_equal(made.predict(begun, batch), INNER.predict(WHOLE, batch))
+    assert fc.tree.names(begun.full) == ["1/b", "1/w"] and fc.tree.names(begun.a) == ["0/w"]
+    algorithm = (
+        fedavg(fc.models.train_only(made, begun, "a", "b", "full"), SGD)
+        if build is None
+        else build(made, SGD)
+    )
+    (before, after), visits = run(algorithm)
+    shares = np.array(SIZES) / sum(SIZES)
+    for name in ("w", "b"):
+        mean = sum(s * np.asarray(v.update.full[1][name]) for s, v in zip(shares, visits, strict=True))
+        moved = np.asarray(after.params.full[1][name]) - np.asarray(before.params.full[1][name])
+        np.testing.assert_allclose(moved, mean, atol=1e-6)
+        assert np.abs(mean).max() > 1e-3
+    # By hand: the first client's steps on the head, whose features move by the factors.
+    data = {name: jnp.asarray(x) for name, x in clients()[0].items()}
+    w0, a, b = WHOLE[0]["w"], before.params.a[0]["w"], before.params.b[0]["w"]
+    trained = (a, b, WHOLE[1])
+
+    def loss(trained):
+        a, b, head = trained
+        layers = [{"w": w0 + SCALE * a @ b, "b": WHOLE[0]["b"]}, head]
+        return INNER.loss(layers, data, jax.random.key(0)).mean()
+
+    for _ in range(2):
+        trained = jax.tree.map(lambda x, g: x - 0.3 * g, trained, jax.grad(loss)(trained))
+    np.testing.assert_allclose(visits[0].update.full[1]["w"], trained[2]["w"] - WHOLE[1]["w"], atol=1e-5)
+
+
 MISTAKES = {
+    "there is no leaf under '0/w'": lambda: fc.models.lora(INNER, WHOLE, "0/w", rank=1, full=("0/w",)),
     "rank >= 1": lambda: fc.models.lora(INNER, WHOLE, "0/w", rank=0),
     "adapts matrices, and '0/b' has shape": lambda: fc.models.lora(INNER, WHOLE, "0", rank=1),
     "ridge must be above 0": lambda: lora_fair(task(), SGD, ridge=0.0),
