@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
+from fedjax_core.privacy import normal, thin
 from fedjax_core.types import Array, Update, known
 
 Bounds = float | tuple[tuple[str, float], ...]
@@ -33,27 +34,16 @@ def clip_by_norm(update: Update, bound: Array | float) -> Update:
     return kept
 
 
-def clipped_sum(rows: Update, here: Array, bound: float) -> Update:
-    """The sum of `rows`, leaves [B, ...], of those `here` [B], each shortened to an l2 norm of at most
-    `bound` over all leaves.
+def clipped_sum(rows: Any, here: Array, bound: float) -> Update:
+    """The sum of `rows`, leaves [B, ...] or `thin.Thin`, of those `here` [B], each shortened to an l2 norm of
+    at most `bound` over all leaves.
 
     One whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are gone over twice: for their
     norms, and for their sum."""
-    squares = [
-        jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
-        for x in jax.tree.leaves(rows)
-    ]
-    norms = jnp.sqrt(sum(squares, jnp.zeros(len(here), jnp.float32)))
+    norms = thin.norms(rows)
     counts = jnp.isfinite(norms) & (here > 0)
     factors = jnp.where(counts, jnp.minimum(1, bound / jnp.where(norms > 0, norms, bound)), 0)
-
-    def add(x: Array) -> Array:
-        shape = (len(here),) + (1,) * (x.ndim - 1)
-        return jnp.sum(
-            jnp.where(counts.reshape(shape), x * factors.astype(x.dtype).reshape(shape), 0), axis=0
-        )
-
-    return jax.tree.map(add, rows)
+    return thin.total(rows, counts, factors)
 
 
 def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
@@ -128,7 +118,7 @@ def add_normal(value: Update, deviation: Array | float, key: Any) -> Update:
     """`value` plus independent N(0, deviation^2) in every coordinate, in float32 at least."""
     structure: Any
     leaves, structure = jax.tree.flatten(tree.wide(value))
-    draws = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
+    draws = normal.normals(key, [x.shape for x in leaves])
     return structure.unflatten(
-        [x + jnp.asarray(deviation, x.dtype) * z for x, z in zip(leaves, draws, strict=True)]
+        [x + jnp.asarray(deviation, x.dtype) * z.astype(x.dtype) for x, z in zip(leaves, draws, strict=True)]
     )
