@@ -72,7 +72,7 @@ from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
 from fedjax_core.sites.wire.canonical import Scalar
 from fedjax_core.sites.wire.envelope import COORDINATOR
-from fedjax_core.sites.wire.identity import Roster, SiteKey
+from fedjax_core.sites.wire.identity import PublicKey, Roster, SiteKey
 from fedjax_core.sites.wire.transport import Transport
 from fedjax_core.stats.base import Statistic, Sums
 from fedjax_core.types import Key, Params
@@ -163,80 +163,23 @@ class Federation:
             )
         self.buffer = buffer
         rules = self._checked(rules or Rules())
+        self._folder = None if folder is None else Path(folder)
         self._exit = contextlib.ExitStack()
         try:
-            self._folder = None if folder is None else Path(folder)
             self._key = own_key(self._folder) if key is None else key
-            audited = (
-                None
-                if self._folder is None
-                else self._exit.enter_context(Log(self._folder / "audit", self._key))
-            )
-            written = CoordinatorLog(audited, run_name)
-            self._record = written.record
-            self._transport, site_keys = connect(
-                files, self.study, self._key.public, transport, address=address, insecure_local=insecure_local,
-                watched=rules.idle_seconds is not None, closing=self._exit,
-            )  # fmt: skip
-            self._exit.callback(self._transport.close)
+            site_keys = self._connect(files, rules, transport, address=address, insecure_local=insecure_local)
             self._roster = roster or Roster(site_keys)
             check_keys(self._names, self._roster, self._transport)
-            self._requests = Requests(
-                run_name, self.study.hash, addresses(self._names), self._key, self._record
-            )
-            if audited is not None:
-                self._requests.head = lambda: None if audited.durable == NOTHING else str(audited.durable)
-            self._collector = Collector(
-                self._requests, self._names, self._transport, self._roster, rules, self._record
-            )
-            written.latest_head = lambda site: self._collector.replies.heads.get(site, (0, None))
-            path = None if self._folder is None else self._folder / f"{run_name}-sites.json"
-            # On a Ray that this process started, it handed the sites' data over itself.
-            try_on_ray = transport == "ray" and address is None and roster is None
-            agreed = (
-                counted(self._transport)
-                if transport == "in-process"
-                else dict.fromkeys(self._names, _ANY)
-                if try_on_ray
-                else {}
-            )
-            agreed |= self._roster.examples
-            descriptions = describe(
-                self._collector,
-                self._requests,
-                path,
-                departments,
-                held_out,
-                agreed=agreed,
-                record=self._record,
-            )
-            self.clients = Population(self._names, descriptions, departments)
-            self._joining = Joining(
-                self._collector,
-                self._requests,
-                self.clients,
-                descriptions,
-                path,
-                departments,
-                held_out,
-                agreed,
-                self._record,
-            )
-            self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
-            here = merged(composed) if departments and not composed.uplink.hides else composed
-            ends: dict[str, Any] = {
-                "requests": self._requests,
-                "collector": self._collector,
-                "data": self.clients.data,
-            }
-            self._rounds: AsynchronousRounds | SynchronousRounds
-            if buffer is None:
-                opened = Opened(None if self._folder is None else self._folder / f"{run_name}-opened.json")
-                self._rounds = SynchronousRounds(
-                    here, **ends, roster=self._roster, opened=opened, record=self._record
-                )
+            self._open_requests(rules)
+            if transport == "in-process":
+                agreed = counted(self._transport)
+            elif transport == "ray" and address is None and roster is None:
+                # On a Ray that this process started, it handed the sites' data over itself.
+                agreed = dict.fromkeys(self._names, _ANY)
             else:
-                self._rounds = AsynchronousRounds(here, buffer, **ends, record=self._record)
+                agreed = {}
+            self._describe_sites({**agreed, **self._roster.examples})
+            self._rounds = self._make_rounds()
             self._lacked = LackedRounds()
             self.prepared = self._prepare()
             """The steps of `prepare` with the parameters from all sites, to `apply` to local data; None
@@ -244,6 +187,60 @@ class Federation:
         except BaseException:
             self._exit.close()
             raise
+
+    def _connect(
+        self, files: list[SiteFile], rules: Rules, transport: Any, **reach: Any
+    ) -> dict[str, PublicKey]:
+        """Opens the audit log and the transport; the keys that the sites say are theirs."""
+        self._log = (
+            None if self._folder is None else self._exit.enter_context(Log(self._folder / "audit", self._key))
+        )
+        self._coordinator_log = CoordinatorLog(self._log, self.run_name)
+        self._record = self._coordinator_log.record
+        self._transport, site_keys = connect(
+            files, self.study, self._key.public, transport, **reach,
+            watched=rules.idle_seconds is not None, closing=self._exit,
+        )  # fmt: skip
+        self._exit.callback(self._transport.close)
+        return site_keys
+
+    def _open_requests(self, rules: Rules) -> None:
+        """Makes what writes requests, with the head of the audit log in each, and what collects replies."""
+        self._requests = Requests(
+            self.run_name, self.study.hash, addresses(self._names), self._key, self._record
+        )
+        if (log := self._log) is not None:
+            self._requests.head = lambda: None if log.durable == NOTHING else str(log.durable)
+        self._collector = Collector(
+            self._requests, self._names, self._transport, self._roster, rules, self._record
+        )
+        self._coordinator_log.latest_head = lambda site: self._collector.replies.heads.get(site, (0, None))
+
+    def _describe_sites(self, agreed: Mapping[str, int]) -> None:
+        """Asks each site what it has, of which no more than was `agreed`, and lets absent ones join later."""
+        path = None if self._folder is None else self._folder / f"{self.run_name}-sites.json"
+        departments, held_out = self.study.departments, self.study.held_out
+        ends = self._collector, self._requests
+        descriptions = describe(*ends, path, departments, held_out, agreed=agreed, record=self._record)
+        self.clients = Population(self._names, descriptions, departments)
+        self._joining = Joining(
+            *ends, self.clients, descriptions, path, departments, held_out, agreed, self._record
+        )
+        self._collector.know(self.clients.sizes, self.clients.clients, self.study.plan())
+
+    def _make_rounds(self) -> AsynchronousRounds | SynchronousRounds:
+        """The rounds of this federation: with a buffer asynchronous, else synchronous."""
+        by_departments = self.study.departments and not self.round.uplink.hides
+        here = merged(self.round) if by_departments else self.round
+        ends: dict[str, Any] = {
+            "requests": self._requests,
+            "collector": self._collector,
+            "data": self.clients.data,
+        }
+        if self.buffer is not None:
+            return AsynchronousRounds(here, self.buffer, **ends, record=self._record)
+        opened = Opened(None if self._folder is None else self._folder / f"{self.run_name}-opened.json")
+        return SynchronousRounds(here, **ends, roster=self._roster, opened=opened, record=self._record)
 
     def __repr__(self) -> str:
         return (
