@@ -58,7 +58,7 @@ class Calls:
         self._all: dict[int, Call] = {}
         self._fetch = contact.fetch(
             range(len(contact.names)),
-            lambda of, part: requests.part(self._large[of], of, part),
+            lambda digest, part: requests.part(self._large[digest], digest, part),
             lambda: self.number,
         )
         self._large: dict[str, Header] = {}  # digest of a reply in parts -> its request's header
@@ -117,7 +117,7 @@ class Calls:
             return None
         if envelope is not None and envelope.header.kind == PARTS and call.version >= oldest:
             manifest = read_manifest(envelope, call.header)
-            self._large[manifest.of] = call.header
+            self._large[manifest.digest] = call.header
             _await(call, self._fetch.begin(position, self._contact.names[position], manifest))
             return None
         if (
@@ -176,8 +176,8 @@ class Calls:
         call = self._all.pop(position)
         self._fetch.drop(position)
         self._large = {
-            of: header
-            for of, header in self._large.items()
+            digest: header
+            for digest, header in self._large.items()
             if any(header is f.header for f in self._all.values())
         }
         for reply in call.replies:

@@ -231,8 +231,8 @@ def _between(of: Weigher, sizes: bytes, steps: bytes, limited: bool) -> tuple[np
     examples, most = np.frombuffer(sizes, np.int64), np.frombuffer(steps, np.int64)
     ends = [most, np.minimum(most, 1)] if limited else [most]
     values = np.array([of(examples.astype(np.float32), one.astype(np.float32)) for one in ends])
-    room = 1e-6 * np.abs(values).max(0)
-    return values.min(0) - room, values.max(0) + room
+    margin = 1e-6 * np.abs(values).max(0)
+    return values.min(0) - margin, values.max(0) + margin
 
 
 @lru_cache(maxsize=64)

@@ -7,7 +7,7 @@ message has its own signature and digest, and is read as if it had come whole. `
 
 >>> digests_of(b"abcdefgh", 3).shape
 (3, 32)
->>> manifest = Manifest(of="", length=8, part_bytes=3, digests=digests_of(b"abcdefgh", 3))
+>>> manifest = Manifest(digest="", length=8, part_bytes=3, digests=digests_of(b"abcdefgh", 3))
 >>> manifest.fits(2, b"gh"), manifest.fits(2, b"gH"), manifest.fits(1, b"gh")
 (True, False, False)
 >>> assembly = Assembly(manifest)
@@ -52,7 +52,7 @@ class TamperedPart(Refused):
 class Manifest(NamedTuple):
     """The description of one message in parts, all of one length but the last."""
 
-    of: str  # the message's name: SHA-256 of the digests
+    digest: str  # the message's name: SHA-256 of the digests
     length: int
     part_bytes: int
     digests: np.ndarray  # [parts, 32] uint8
@@ -68,7 +68,7 @@ class Manifest(NamedTuple):
 
     def fields(self) -> dict[str, Scalar]:
         """The fields of the manifest's envelope, whose tensors are the `digests`."""
-        return {"of": self.of, "length": self.length, "part_bytes": self.part_bytes}
+        return {"of": self.digest, "length": self.length, "part_bytes": self.part_bytes}
 
 
 class Assembly:
@@ -134,8 +134,8 @@ def read_manifest(envelope: Envelope, request: Header, limits: Limits = LIMITS) 
     part_bytes = request.fields.get("part_bytes")
     if type(part_bytes) is not int or part_bytes < 1:
         raise BadParts("a message comes in parts, and nobody said of how many bytes")
-    of, length = envelope.header.fields.get("of"), envelope.header.fields.get("length")
-    if not isinstance(of, str) or type(length) is not int or length <= part_bytes:
+    digest, length = envelope.header.fields.get("of"), envelope.header.fields.get("length")
+    if not isinstance(digest, str) or type(length) is not int or length <= part_bytes:
         raise BadParts(
             f"a message in parts has a digest and is longer than the {part_bytes:,} bytes that may come at once"
         )
@@ -147,6 +147,5 @@ def read_manifest(envelope: Envelope, request: Header, limits: Limits = LIMITS) 
     tensors = from_tensors(
         envelope.tensors, {"digests": jax.ShapeDtypeStruct((parts, _DIGEST_BYTES), np.uint8)}
     )
-    return Manifest(
-        of, length, part_bytes, np.array(tensors["digests"])
-    )  # a copy, so that the message can be freed
+    # A copy of the digests, so that the rest of the message can be freed.
+    return Manifest(digest, length, part_bytes, np.array(tensors["digests"]))

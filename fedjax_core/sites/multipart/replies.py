@@ -30,7 +30,7 @@ class Outbox:
 
     def part(self, request: Header) -> Bytes:
         """The requested part of the kept reply; raises `Gone` if it belongs to another reply."""
-        if self._large is None or request.fields.get("of") != self._large[0].of:
+        if self._large is None or request.fields.get("of") != self._large[0].digest:
             raise Gone("the site does not have that reply any more; it is to be asked everything again")
         manifest, reply = self._large
         return reply[manifest.place(part_index(request, manifest))]

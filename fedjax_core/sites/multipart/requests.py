@@ -61,10 +61,10 @@ class OutgoingRequest:
     def announcement(self) -> Bytes:
         """The message sent in place of the request; made anew if another was announced since, as sites accept
         nothing older."""
-        if not self._announcement or self._requests.announced != self.manifest.of:
+        if not self._announcement or self._requests.announced != self.manifest.digest:
             fields, tensors = self.manifest.fields(), {"digests": self.manifest.digests}
             self._announcement = self._requests.concerning(self._asked, ANNOUNCE, fields, tensors)
-            self._requests.announced = self.manifest.of
+            self._requests.announced = self.manifest.digest
         return self._announcement
 
     def lacking(self, envelope: Envelope) -> list[int]:
@@ -80,7 +80,7 @@ class OutgoingRequest:
 def _part(request: Bytes, manifest: Manifest, header: Header, requests: Requests, i: int) -> Bytes:
     """Part `i` in its envelope."""
     raw = np.frombuffer(request, np.uint8)[manifest.place(i)]
-    return requests.concerning(header, DELIVER, {"of": manifest.of, "part": i}, {"part": raw})
+    return requests.concerning(header, DELIVER, {"of": manifest.digest, "part": i}, {"part": raw})
 
 
 class Inbox:
@@ -96,7 +96,9 @@ class Inbox:
         if before is not None and sequence < self._sequence:
             raise Replayed("another request has been announced since; a repeat changes nothing")
         coming = (
-            before if before is not None and before.manifest.of == manifest.of else Assembly(manifest, before)
+            before
+            if before is not None and before.manifest.digest == manifest.digest
+            else Assembly(manifest, before)
         )
         self.assembly, self._sequence = coming, sequence
         return coming
@@ -104,7 +106,7 @@ class Inbox:
     def deliver(self, envelope: Envelope) -> int:
         """Takes the part in a message, and returns its index."""
         header, coming = envelope.header, self.assembly
-        if coming is None or header.fields.get("of") != coming.manifest.of:
+        if coming is None or header.fields.get("of") != coming.manifest.digest:
             raise Gone("the site does not wait for parts of that request; it is to be announced again")
         i = part_index(header, coming.manifest)
         where = coming.manifest.place(i)

@@ -66,7 +66,7 @@ class Coming(Transfer):
 
     def message(self, i: int) -> Bytes:
         """The request for part `i`."""
-        return self._request(self.manifest.of, i)
+        return self._request(self.manifest.digest, i)
 
     def take(self, i: int, raw: Bytes) -> bool:
         """Takes part `i`; returns whether it fits."""
@@ -108,4 +108,4 @@ class Going(Transfer):
         except Refused:
             return False
         named = header.fields.get("of"), header.fields.get("part")
-        return (header.sender, header.kind) == (self.name, DELIVERED) and named == (self.manifest.of, i)
+        return (header.sender, header.kind) == (self.name, DELIVERED) and named == (self.manifest.digest, i)

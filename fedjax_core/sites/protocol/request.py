@@ -191,9 +191,9 @@ class Requests:
         self._record(COORDINATOR, "asked", number, entry | {"config": self.config} | in_lines("names", to))
         return request
 
-    def part(self, header: Header, of: str, part: int) -> Bytes:
-        """The signed request for one part of a reply, `of` its digest, to the request with this header."""
-        return self.concerning(header, "part", {"of": of, "part": part}, {})
+    def part(self, header: Header, digest: str, part: int) -> Bytes:
+        """The signed request for one part of the reply with this digest, to the request with this header."""
+        return self.concerning(header, "part", {"of": digest, "part": part}, {})
 
     def concerning(
         self, header: Header, kind: str, fields: Mapping[str, Scalar], sent: Mapping[str, Any]

@@ -108,8 +108,8 @@ class ClientStateStore:
         must = {version, *(one for one in self._sizes if one in needed)}
         if most_gb is not None:
             size, elsewhere = tree.nbytes(like), 0 if self.folder is None else _elsewhere(self.folder)
-            room = int((most_gb * 1e9 - elsewhere) // size)
-            if room < len(must):
+            capacity = int((most_gb * 1e9 - elsewhere) // size)
+            if capacity < len(must):
                 also = (
                     f" and {elsewhere / 1e9:.3g} GB are of other runs, whose folders in `kept` may be removed,"
                     if elsewhere
@@ -119,7 +119,7 @@ class ClientStateStore:
                     f"the run needs {len(must)} versions of {size / 1e9:.3g} GB of what the site keeps between rounds,{also} and the site "
                     f"gives {most_gb:g} GB (caps.kept_gb): its staff raises that, or the run has fewer checkpoints (fc.fit(keep=))"
                 )
-            recent = min(recent, room - len(must))
+            recent = min(recent, capacity - len(must))
         others = [one for one in self._sizes if one not in must]
         for old in others[: max(0, len(others) - recent)]:
             if self.folder is None:

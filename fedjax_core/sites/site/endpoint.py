@@ -222,7 +222,7 @@ class Site:
         coming = self.inbox.announce(manifest, header.sequence)
         if coming.here.all():
             return self.handle(coming.whole)
-        return self._message(LACKING, header, {"of": manifest.of}, {"lacking": ~coming.here})
+        return self._message(LACKING, header, {"of": manifest.digest}, {"lacking": ~coming.here})
 
     def _delivered(self, envelope: Envelope) -> Bytes:
         """Takes a part of a request, and confirms it."""

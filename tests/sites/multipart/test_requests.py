@@ -285,24 +285,26 @@ def test_a_coordinator_that_began_anew_goes_on_where_the_one_before_was_killed()
 
 BAD = {
     "a part with other bytes": (
-        lambda o, sign: sign(DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.zeros(PART, np.uint8)}),
+        lambda o, sign: sign(
+            DELIVER, {"of": o.manifest.digest, "part": 3}, {"part": np.zeros(PART, np.uint8)}
+        ),
         "tampered-part",
     ),
     "a part that is longer": (
         lambda o, sign: sign(
-            DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.zeros(PART + 1, np.uint8)}
+            DELIVER, {"of": o.manifest.digest, "part": 3}, {"part": np.zeros(PART + 1, np.uint8)}
         ),
         "wrong-shape",
     ),
     "the place of another part": (
         lambda o, sign: sign(
-            DELIVER, {"of": o.manifest.of, "part": 3}, {"part": np.frombuffer(o.request, np.uint8)[:PART]}
+            DELIVER, {"of": o.manifest.digest, "part": 3}, {"part": np.frombuffer(o.request, np.uint8)[:PART]}
         ),
         "tampered-part",
     ),
     "a part that there is not": (
         lambda o, sign: sign(
-            DELIVER, {"of": o.manifest.of, "part": 1000}, {"part": np.zeros(PART, np.uint8)}
+            DELIVER, {"of": o.manifest.digest, "part": 1000}, {"part": np.zeros(PART, np.uint8)}
         ),
         "bad-request",
     ),
