@@ -1,2 +1,1 @@
-"""The coordinator of a federation: asks sites, waits for their replies, and validates and adds their
-reports."""
+"""The coordinator of a federation: asks sites, waits for replies, validates and adds reports."""

@@ -80,9 +80,8 @@ class RunContext(NamedTuple):
 
     state: State
     version: np.ndarray  # [N] int
-    needed: np.ndarray | None = (
-        None  # [C, N] int: the versions that C states may ask for again; None: unknown
-    )
+    # [C, N] int: the versions that C states may ask for again; None: unknown
+    needed: np.ndarray | None = None
 
 
 class Recovery:

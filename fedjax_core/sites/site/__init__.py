@@ -1,5 +1,4 @@
-"""One end of a federation: a site, the only code that touches its data, key, policy, ledger and what it keeps
-between rounds."""
+"""A site: the end of a federation that holds data, key, policy, audit log and client state."""
 
 from fedjax_core.sites.site.endpoint import Site
 

@@ -28,9 +28,8 @@ from fedjax_core.sites.transport.certificates import VARIABLES as VARIABLES
 from fedjax_core.sites.transport.certificates import Authority, CertificateError, Files, hosts_of
 
 _SECONDS = 5.0
-_ISSUED = (
-    "issued"  # folder beside the authority's key with all certificates that it has made, which are public
-)
+# The folder beside the authority's key with all certificates that it has made, which are public
+_ISSUED = "issued"
 
 
 class InsecureRay(RuntimeError):

@@ -113,9 +113,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     sequence: Count  # grows with each message of the sender; see replay.py
     created_unix_ms: Count
     config: str  # hash of the run's configuration: both ends must mean the same run
-    answers: str = (
-        ""  # digest of the tensors this answers: an update counts only for the model it was computed from
-    )
+    # digest of the tensors this answers: an update counts only for the model it was computed from
+    answers: str = ""
     # small typed values: weight, examples, losses
     fields: Annotated[dict[str, Value], Meta(max_length=256)] = {}
     head: str | UnsetType = UNSET
