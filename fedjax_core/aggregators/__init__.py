@@ -1,5 +1,5 @@
-"""How reports meet: sums that merge anywhere (`mean`, `total`), or rules that need every report and withstand
-clients that lie."""
+"""Aggregation of reports: sums that merge anywhere (`mean`, `total`), or rules that need every report and
+withstand lying clients."""
 
 from fedjax_core.aggregators.adaptive import adaptive_clip, zeroing
 from fedjax_core.aggregators.base import Aggregator, Ruling, apply, of_reports

@@ -1,13 +1,11 @@
-"""Zeroing and clipping at a bound that follows a quantile of the reports' sizes from round to round; then
-another rule.
+"""Zeroing or clipping of reports at a bound that follows a quantile of their sizes from round to round,
+before another rule.
 
     C <- C exp(-rate (share of reports of size <= C  -  quantile))        the bound is factor C + offset
 
-`zeroing` leaves out longer reports as a whole (size: the largest coordinate), `adaptive_clip` shortens them
-(size: the l2 norm). C is kept at the server. The defaults are those of TensorFlow Federated's robust
-aggregator.
-Andrew et al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, section 2.2, without
-its noise.
+`zeroing` leaves out larger reports (size: the largest coordinate), `adaptive_clip` shortens them (size: the
+l2 norm). The server keeps C. The defaults are those of TensorFlow Federated's robust aggregator. Andrew et
+al., "Differentially Private Learning with Adaptive Clipping", NeurIPS 2021, section 2.2, without its noise.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.mean import mean
@@ -35,7 +33,7 @@ def zeroing(
     factor: float = 2.0,
     offset: float = 1.0,
 ) -> Aggregator:
-    """`then` without reports that have a coordinate beyond the bound; these do not count at all."""
+    """`then` on the reports without a coordinate beyond the bound; the others do not count at all."""
     _check("zeroing", quantile, start)
 
     def step(rows: Array, here: Array, weights: Array, key: Key, at: Array) -> tuple[Array, Array, Array]:

@@ -1,11 +1,11 @@
-"""An aggregator: how reports meet.
+"""The interface of aggregators, which combine reports.
 
     acc = add(zero(shapes, K), updates, weights, positions)      value, state = value(merge(acc, acc'), state, key)
 
 Reports arrive a few at a time, [n, ...]: from the lanes that end a client in the same slot, or one from a
-hospital. Accumulators made apart (devices, workers, sites) merge into the one that all reports together would
-have made. `apply` is all of it at once, and `of_reports` makes an aggregator of a rule on a matrix with a row
-a client:
+hospital. Accumulators of devices, workers or sites merge into the one that all reports together would give.
+`apply` does all of it at once, and `of_reports` makes an aggregator of a rule on a matrix with a row a
+client:
 
 >>> highest = of_reports("highest", lambda rows, here, weights, key: jnp.max(jnp.where(here[:, None], rows, -jnp.inf), axis=0))
 >>> apply(highest, jnp.array([[1.0, 4.0], [3.0, 2.0], [9.0, 9.0]]), here=[True, True, False]).tolist()
@@ -25,7 +25,7 @@ from fedjax_core.types import Array, Key, Update, known
 
 
 class Aggregator(NamedTuple):
-    """A way to make one value of many reports. A report of weight 0 is not there, and must not count."""
+    """Makes one value of many reports. A report of weight 0 is absent, and must not count."""
 
     name: str
     zero: Callable[[Update, int], Any]  # (the update's shapes, K places in the cohort) -> empty accumulator
@@ -43,29 +43,29 @@ class Aggregator(NamedTuple):
     init: Callable[[Update], Any] = lambda shapes: ()
     """The update's shapes -> what the server keeps for it between rounds, such as the last value."""
     linear: bool = False
-    """Values of parts, added again by their weights, are the value of the whole: reports may be gathered
-    apart, and have a meaning only when they are added."""
+    """Whether values of parts, added by their weights, give the value of the whole: reports may then be
+    gathered in parts, and be readable only in sum."""
     merge: Callable[[Any, Any], Any] = tree.add
     settings: Settings = Settings()
-    """What it was made with, by the names of the arguments: `with_settings` fills it in."""
+    """The arguments that it was made with, by name: `with_settings` fills it in."""
     kept: Callable[[Any, Any, Key], Array] | None = None
-    """(acc, state, key) as `value` has them -> [K] bool: whose reports are in the value. None: a rule that
-    leaves out no report as a whole."""
+    """(acc, state, key) of `value` -> [K] bool: the reports that are in the value. None: the rule leaves out
+    no report as a whole."""
     alike: bool = False
-    """Counts all clients alike: of a weight only that it is more than 0."""
+    """Whether all clients count alike: of a weight only matters that it is above 0."""
     at_least: int = 1
-    """So many clients a cohort must have for the rule to mean anything."""
+    """The least number of clients in a cohort for which the rule means anything."""
 
 
 class Reports(NamedTuple):
-    """Every report in its client's place in the cohort."""
+    """All reports, each in its client's place in the cohort."""
 
     updates: Update  # each leaf [K, ...]; zeros where nobody reported
     weights: Array  # [K] float32; 0 where nobody reported
 
 
 class Ruling(NamedTuple):
-    """What a rule makes of all reports."""
+    """The result of a rule on all reports."""
 
     row: Array  # [P]
     kept: Array | None = None  # [K] bool: whose reports are in it
@@ -84,11 +84,10 @@ def of_reports(
     """The aggregator of a rule on all reports: (rows [K, P], here [K] bool, weights [K], key) -> row [P], or
     a `Ruling`.
 
-    A client's row has all leaves of its update one after another; where it is not here, it has zeros. K may
-    be larger than the cohort. Where nobody is here, the value is zeros whatever the rule makes of that. Who
-    sent a number that is not finite is not here either, and known by a weight above 0. With `init` the rule
-    is given, last, what its last `Ruling` had as memory. A rule that `tells` says in each `Ruling` whom it
-    kept.
+    A client's row has all leaves of its update one after another; the row of an absent client is zeros. K may
+    be larger than the cohort. With nobody here the value is zeros, whatever the rule gives. A client who sent
+    a number that is not finite is absent too, but has a weight above 0. With `init` the rule's last argument
+    is the memory of its last `Ruling`. A rule with `tells` says in each `Ruling` whom it kept.
     """
 
     def zero(shapes: Update, cohort: int) -> Reports:
@@ -128,7 +127,7 @@ def of_reports(
 
 
 def rows_of(acc: Reports) -> tuple[Array, Array]:
-    """(rows [K, P], here [K] bool): each report as one row, zeros where there is none that is finite."""
+    """(rows [K, P], here [K] bool): each report as one row, zeros where it is absent or not finite."""
     rows = jax.vmap(lambda update: ravel_pytree(update)[0])(acc.updates)
     here = (acc.weights > 0) & jnp.all(jnp.isfinite(rows), axis=1)
     return jnp.where(here[:, None], rows, 0), here
@@ -137,8 +136,8 @@ def rows_of(acc: Reports) -> tuple[Array, Array]:
 def apply(
     aggregator: Aggregator, updates: Update, weights: Any = None, here: Any = None, *, key: Key | None = None
 ) -> Update:
-    """The value that `aggregator` makes of these updates, leaves [K, ...], in a first round; those who are
-    not `here` [K] did not report.
+    """The value that `aggregator` makes of these updates, leaves [K, ...], in a first round; clients not
+    `here` [K] did not report.
 
     `weights` [K]: all 1 where not given. Raises ValueError where they differ and the rule counts all alike,
     and where too few are here."""
@@ -173,7 +172,7 @@ def apply(
 
 
 def check_cohort(aggregator: Aggregator, clients: int) -> None:
-    """Raises where a cohort of so many clients is too small for the rule; nobody at all is no cohort."""
+    """Raises where a cohort of this many clients is too small for the rule; an empty cohort is allowed."""
     if 0 < clients < aggregator.at_least:
         raise ValueError(
             f"{aggregator.name}() with {aggregator.settings} needs a cohort of at least {aggregator.at_least} clients, and this one has "
@@ -182,8 +181,7 @@ def check_cohort(aggregator: Aggregator, clients: int) -> None:
 
 
 def check_floating(name: str, shapes: Update) -> None:
-    """Raises where a report has whole numbers in it, of which an average would keep nothing after the
-    point."""
+    """Raises where a report holds whole numbers, whose average would lose all digits after the point."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(

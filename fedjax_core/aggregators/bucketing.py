@@ -1,11 +1,11 @@
-"""Bucketing: reports are put into groups of `size` by lot, and another rule is given the groups' means.
+"""Bucketing: groups reports at random by `size`, and applies another rule to the groups' means.
 
     value = rule(mean of bucket 1, ..., mean of bucket ceil(n / size))
 
-A liar spoils one bucket, and honest buckets differ less than honest clients, which rules need under
-heterogeneous data. The lot goes by the clients' order in the cohort. `f` of the rule is of buckets; buckets
-count alike, the last may be smaller. Karimireddy et al., "Byzantine-Robust Learning on Heterogeneous Datasets
-via Bucketing", ICLR 2022, algorithm 1.
+A liar spoils one bucket, and honest buckets differ less than honest clients, which helps rules under
+heterogeneous data. The grouping depends on the clients' order in the cohort. The rule's `f` counts buckets;
+buckets count alike, and the last may be smaller. Karimireddy et al., "Byzantine-Robust Learning on
+Heterogeneous Datasets via Bucketing", ICLR 2022, algorithm 1.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.mean import mean
@@ -32,7 +32,7 @@ def bucketing(size: int, then: Aggregator) -> Aggregator:
 
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         K, buckets = len(rows), -(-len(rows) // size)
-        # whoever else is in the cohort but not here changes no lot
+        # absent members of the cohort do not change the grouping
         number = jnp.cumsum(here.astype(jnp.int32)) - 1
         lots = jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(jnp.maximum(number, 0))
         order = jnp.argsort(jnp.where(here, lots, jnp.inf), stable=True)

@@ -1,12 +1,12 @@
-"""Bulyan: Krum chooses n - 2f reports one after another; of each coordinate the n - 4f nearest to their
-median are averaged.
+"""Bulyan: Krum chooses n - 2f reports one after another; then each coordinate's n - 4f values nearest to
+their median are averaged.
 
     S <- S + {krum of those left},  n - 2f times        value[p] = mean of the n - 4f values of S nearest to median(S)[p]
 
-Krum alone can be led away in one coordinate of many, which the second half prevents. Needs n >= 4f + 3. Every
-client counts alike. Where n is near that, two reports that are each other's nearest have the same score, and
-the one that stands first is chosen. El Mhamdi et al., "The Hidden Vulnerability of Distributed Learning in
-Byzantium", ICML 2018, section 4.
+Krum alone can be misled in one coordinate of many, which the second half prevents. Needs n >= 4f + 3. Every
+client counts alike. With n near that bound, two reports that are each other's nearest have the same score,
+and the first is chosen. El Mhamdi et al., "The Hidden Vulnerability of Distributed Learning in Byzantium",
+ICML 2018, section 4.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> reports = jnp.array([[1.0], [1.1], [1.2], [0.9], [0.8], [1.0], [55.0]])

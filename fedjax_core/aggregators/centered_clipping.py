@@ -2,8 +2,8 @@
 
     v <- v + mean_i clip(u_i - v, tau)      `steps` times; v stays with the server until the next round, and begins as zeros
 
-What attackers add up to is at most f tau / n a step. Every client counts alike.
-Karimireddy et al., "Learning from History for Byzantine Robust Optimization", ICML 2021, algorithm 2.
+Attackers together move it by at most f tau / n a step. Every client counts alike. Karimireddy et al.,
+"Learning from History for Byzantine Robust Optimization", ICML 2021, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> apply(centered_clipping(tau=2.0), jnp.array([[1.0], [1.0], [1000.0], [1.0]])).tolist()
@@ -24,7 +24,7 @@ from fedjax_core.types import Array, Key, Update, known
 
 @with_settings
 def centered_clipping(tau: float, steps: int = 1) -> Aggregator:
-    """Centered clipping with radius `tau` > 0, which has the unit of an update, and so many steps a round."""
+    """Centered clipping with radius `tau` > 0, in the unit of an update, and `steps` steps a round."""
     if known(tau) and not tau > 0:
         raise ValueError(f"centered_clipping needs a radius tau > 0, got {tau}")
     if not steps >= 1:

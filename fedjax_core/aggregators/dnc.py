@@ -1,11 +1,11 @@
-"""Divide and conquer: reports that stand out along the direction in which all vary most are left out, by
-several random samples.
+"""Divide and conquer: leaves out the reports that stand out along the direction of largest variation, over
+several random samples of coordinates.
 
     of `coordinates` drawn at random: s_i = <u_i - mean, v>^2, v the first right singular vector; keep the n - filter f with the smallest
     value = mean of those kept in every one of `samples` draws
 
-It looks at all coordinates together, as coordinate-wise rules do not. Every client counts alike. Needs n >
-2f. Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, algorithm 2.
+Unlike coordinate-wise rules it looks at coordinates together. Every client counts alike. Needs n > 2f.
+Shejwalkar and Houmansadr, "Manipulating the Byzantine", NDSS 2021, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> [round(x, 3) for x in apply(dnc(f=1), jnp.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [50.0, 50.0]])).tolist()]
@@ -23,8 +23,8 @@ from fedjax_core.types import Array, Key, known
 
 @with_settings
 def dnc(f: int, samples: int = 1, coordinates: int = 10_000, filter: float = 1.0) -> Aggregator:
-    """DnC where `f` clients may lie: leaves out `filter` f reports in each of `samples` draws of so many
-    coordinates."""
+    """DnC where `f` clients may lie: leaves out `filter` f reports in each of `samples` draws of
+    `coordinates` coordinates."""
     check_liars("dnc", f)
     if not samples >= 1 or not coordinates >= 1:
         raise ValueError(f"dnc needs samples >= 1 and coordinates >= 1, got {samples} and {coordinates}")
@@ -46,7 +46,7 @@ def dnc(f: int, samples: int = 1, coordinates: int = 10_000, filter: float = 1.0
 
         each = jax.vmap(kept_by)(jax.random.split(key, samples))
         kept = jnp.all(each, axis=0)
-        # Draws that agree on nobody: who was kept most often.
+        # If no report was kept in all draws: those kept most often.
         kept = jnp.where(
             jnp.any(kept), kept, smallest(-jnp.sum(each, axis=0, dtype=jnp.int32), n - out) & here
         )

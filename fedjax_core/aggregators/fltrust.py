@@ -1,12 +1,12 @@
-"""FLTrust: reports count by how much they point where the server's own does, each brought to the length of
-that one.
+"""FLTrust: reports are scaled to the length of the server's own, and count by the cosine of their angle to
+it.
 
     t_i = max(0, cos(u_i, u_0))        value = sum_i t_i |u_0| / |u_i| u_i / sum_i t_i
 
-u_0 comes of a small clean dataset of the server's. Here that is a client, which is drawn into each cohort at
-a place of its own, so that the server trains as all others do. It has no vote itself. Without it nothing is
-trusted, and the value is zeros. Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust
-Bootstrapping", NDSS 2021, algorithm 2.
+u_0 comes from a small clean dataset of the server. Here that is a client, which is in each cohort at a place
+of its own, so that the server trains like all others. It has no vote itself. Without it nothing is trusted,
+and the value is zeros. Cao et al., "FLTrust: Byzantine-robust Federated Learning via Trust Bootstrapping",
+NDSS 2021, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> apply(fltrust(trusted=0), jnp.array([[3.0, 0.0], [5.0, 0.0], [-100.0, 0.0]])).tolist()
@@ -22,8 +22,8 @@ from fedjax_core.types import Array, Key
 
 @with_settings
 def fltrust(trusted: int = 0) -> Aggregator:
-    """FLTrust, where the report at this place of the cohort is the server's own. Of others no weight
-    counts."""
+    """FLTrust with the report at this place of the cohort as the server's own. The weights of others do not
+    count."""
     if not trusted >= 0:
         raise ValueError(
             f"fltrust needs the place of the server's own report in the cohort, 0 or more, got {trusted}"

@@ -1,11 +1,11 @@
-"""FoolsGold: clients that report much the same as another count less, as copies of one attacker do.
+"""FoolsGold: clients whose reports are much alike count less, as copies of one attacker would.
 
     c_ij = cos(u_i, u_j);  v_i = max_j c_ij;  c_ij <- c_ij v_i / v_j where v_j > v_i        (pardoning)
     a_i = 1 - max_j c_ij, divided by the largest;  a_i <- log(a_i / (1 - a_i)) + 1/2, clipped to [0, 1]        value = sum a_i u_i / sum a_i
 
-For many liars among clients whose data differ; a single liar it does not see, and clients with the same data
-are taken for liars. This compares the reports of one round: the paper adds up each client's over the rounds,
-which needs to know who each is. Fung et al., "The Limitations of Federated Learning in Sybil Settings", RAID
+It is for many liars among clients whose data differ: it misses a single liar, and takes clients with the same
+data for liars. This compares the reports of one round; the paper adds up each client's over the rounds, for
+which clients must be identified. Fung et al., "The Limitations of Federated Learning in Sybil Settings", RAID
 2020, algorithm 1.
 
 >>> from fedjax_core.aggregators.base import apply
@@ -22,7 +22,7 @@ from fedjax_core.types import Array, Key
 
 @with_settings
 def foolsgold() -> Aggregator:
-    """FoolsGold on the reports of a round; every client's weight is of its making. Where all are alike, their
+    """FoolsGold on the reports of a round, which sets all weights itself. If all reports are alike, their
     mean."""
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Ruling:

@@ -2,9 +2,9 @@
 
     z <- sum_i w_i u_i / max(floor, |u_i - z|) / sum_i w_i / max(floor, |u_i - z|)
 
-`geometric_median` goes on until it stands, every client alike. `rfa` takes a few steps, from the mean by
-weight, and goes by the weights. With start="zero", steps=3 and floor=0.1 it is what the package ByzFL
-computes. Withstands fewer than half of the weight. Pillutla et al., "Robust Aggregation for Federated
+`geometric_median` iterates until it converges, with every client alike. `rfa` takes a few steps from the
+weighted mean, and uses the weights. With start="zero", steps=3 and floor=0.1 it equals the package ByzFL. It
+withstands liars with less than half of the weight. Pillutla et al., "Robust Aggregation for Federated
 Learning", IEEE TSP 2022, algorithm 2.
 
 >>> from fedjax_core.aggregators.base import apply
@@ -30,8 +30,8 @@ _SMALL = 1e-30  # so that nothing is divided by zero
 
 @with_settings
 def geometric_median(tolerance: float = 1e-10) -> Aggregator:
-    """The geometric median, every client alike: to `tolerance` > 0, how far one more step moves it by how far
-    reports are from it; in 32 bits no finer than their digits."""
+    """The geometric median, every client alike, to `tolerance` > 0: the length of one more step relative to
+    the reports' distances; no finer than 32 bits allow."""
     if known(tolerance) and not tolerance > 0:
         raise ValueError(f"geometric_median needs a tolerance > 0, got {tolerance}")
 
@@ -47,7 +47,7 @@ def geometric_median(tolerance: float = 1e-10) -> Aggregator:
             z, _, t = state
             return _step(rows, alike, z, _SMALL), z, t + 1
 
-        start = middle(rows, here)  # near the end already, where many reports are far off
+        start = middle(rows, here)  # near the result even where many reports are far off
         first = _step(rows, alike, start, _SMALL)
         return lax.while_loop(going, step, (first, start, jnp.int32(0)))[0]
 
@@ -56,7 +56,8 @@ def geometric_median(tolerance: float = 1e-10) -> Aggregator:
 
 @with_settings
 def rfa(steps: int = 3, floor: float = 1e-6, start: Literal["mean", "zero"] = "mean") -> Aggregator:
-    """So many smoothed Weiszfeld steps, by weight; no report counts as nearer than `floor` > 0."""
+    """The result of `steps` smoothed Weiszfeld steps, by weight; no report counts as nearer than `floor` >
+    0."""
     if not steps >= 1:
         raise ValueError(f"rfa needs steps >= 1, got {steps}")
     if known(floor) and not floor > 0:
@@ -76,6 +77,6 @@ def rfa(steps: int = 3, floor: float = 1e-6, start: Literal["mean", "zero"] = "m
 
 def _step(rows: Array, weights: Array, z: Array, floor: float) -> Array:
     pull = weights / jnp.maximum(jnp.linalg.norm(rows - z[None], axis=1), floor)
-    # By the largest first: of reports that all lie at z the pulls overflow a sum.
+    # Divides by the largest first: for reports that are all at z, the pulls would overflow a sum.
     pull = pull / jnp.maximum(jnp.max(pull), _SMALL)
     return z + jnp.sum(pull[:, None] * (rows - z[None]), axis=0) / jnp.maximum(jnp.sum(pull), _SMALL)

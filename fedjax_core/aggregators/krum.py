@@ -3,10 +3,10 @@
     score_i = sum of |u_i - u_j|^2 over the n - f - 2 nearest j      (`neighbours="paper"`)
                                        the n - f - 1 nearest j      (`neighbours="byzfl"`, as the package ByzFL counts)
 
-The two may choose another report. Both need n > 2f, and the paper's guarantee n > 2f + 2. Multi-Krum counts
-those it keeps alike: weighting them by numbers of examples, which a client names itself, would undo the
-defence. Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS
-2017, section 3.
+The two may choose different reports. Both need n > 2f, and the paper's guarantee n > 2f + 2. Multi-Krum
+weighs the reports that it keeps alike: weighting them by numbers of examples, which a client names itself,
+would undo the defence. Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient
+Descent", NeurIPS 2017, section 3.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> reports = jnp.array([[1.0], [1.2], [1.5], [90.0], [0.9]])

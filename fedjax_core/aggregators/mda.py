@@ -1,12 +1,11 @@
-"""Minimum-diameter averaging: the mean of those n - f reports of which the two furthest apart are the
-nearest.
+"""Minimum-diameter averaging: the mean of the n - f reports with the smallest largest distance between two of
+them.
 
     value = mean of S,    S = argmin over |S| = n - f of max_{i, j in S} |u_i - u_j|
 
-All subsets are looked at, of which there are n! / (f! (n - f)!): for a small cohort. Of equally good ones the
-first is taken. Every client counts alike. Needs n > 2f.
-El Mhamdi et al., "Genuinely Distributed Byzantine Machine Learning", PODC 2020, section 3 (after Rousseeuw,
-1985).
+It tries all n! / (f! (n - f)!) subsets, so it is for small cohorts. Of equally good subsets it takes the
+first. Every client counts alike. Needs n > 2f. El Mhamdi et al., "Genuinely Distributed Byzantine Machine
+Learning", PODC 2020, section 3 (after Rousseeuw, 1985).
 
 >>> from fedjax_core.aggregators.base import apply
 >>> apply(mda(f=1), jnp.array([[1.0], [2.0], [3.0], [90.0]])).tolist()
@@ -29,8 +28,7 @@ _MOST = 200_000  # subsets
 
 @with_settings
 def mda(f: int) -> Aggregator:
-    """Minimum-diameter averaging where `f` clients may lie; raises where a cohort has too many subsets to
-    look at."""
+    """Minimum-diameter averaging where `f` clients may lie; raises where a cohort has too many subsets."""
     check_liars("mda", f)
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Ruling:
@@ -49,7 +47,7 @@ def mda(f: int) -> Aggregator:
         subset = ~jnp.asarray(without) & here[None]  # [subsets, K]
         apart = jnp.where(jnp.isfinite(d := distances(rows, here)), d, 0)
         wide = jnp.max(jnp.where(subset[:, :, None] & subset[:, None, :], apart[None], 0), axis=(1, 2))
-        # A subset leaves out only who is here, so that each is looked at once.
+        # A subset leaves out present clients only, so that each subset is looked at once.
         right = (jnp.sum(subset, axis=1, dtype=jnp.int32) == n - suspected) & jnp.all(
             here[None] | ~jnp.asarray(without), axis=1
         )

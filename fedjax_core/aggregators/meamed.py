@@ -1,4 +1,4 @@
-"""Mean around the median: of each coordinate, the mean of the n - f values nearest to their median.
+"""Mean around the median: the mean of each coordinate's n - f values nearest to their median.
 
     value[p] = mean of the n - f of u_1[p], ..., u_n[p] with the smallest |u_i[p] - median_p|
 

@@ -34,7 +34,7 @@ def mean() -> Aggregator:
 
     def add(acc: Weighted, updates: Update, weights: Array, positions: Array) -> Weighted:
         def meet(total: Array, rows: Array) -> Array:
-            # not a product of matrices, which XLA would not join with what made the report
+            # not a product of matrices, which XLA would not fuse with the report's computation
             if len(rows) == 1:
                 return total + weights[0].astype(rows.dtype) * rows[0]
             return total + jnp.tensordot(weights.astype(rows.dtype), rows, axes=1)

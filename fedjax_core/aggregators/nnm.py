@@ -3,9 +3,9 @@ them; then another rule.
 
     y_i = mean of the n - f reports nearest to u_i        value = rule(y_1, ..., y_n)
 
-It brings honest reports together, so that rules are as good under heterogeneous data as theory allows. Needs
-n > 2f. Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity", AISTATS
-2023.
+It brings honest reports closer together, so that rules are as good under heterogeneous data as theory allows.
+Needs n > 2f. Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine ML under Heterogeneity",
+AISTATS 2023.
 
 >>> from fedjax_core.aggregators.base import apply
 >>> from fedjax_core.aggregators.trimmed import trimmed_mean

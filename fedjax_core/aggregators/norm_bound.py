@@ -1,4 +1,5 @@
-"""Norm bounding: no report is longer than a bound, fixed or set by the reports themselves; then another rule.
+"""Norm bounding before another rule: no report is longer than a bound, which is fixed or set by the reports
+themselves.
 
     norm_bound    u_i <- u_i min(1, bound / |u_i|)
     arc           the floor(2 f (n - f) / n) longest are brought to the length of the next one
@@ -26,8 +27,7 @@ from fedjax_core.types import Array, Key, known
 
 @with_settings
 def norm_bound(bound: float, then: Aggregator) -> Aggregator:
-    """`then` on reports of norm at most `bound` > 0, which has the unit of an update; weights are left to
-    `then`."""
+    """`then` on reports clipped to norm `bound` > 0, in the unit of an update; weights are left to `then`."""
     if known(bound) and not bound > 0:
         raise ValueError(f"norm_bound needs a bound > 0 on the norm, got {bound}")
 
@@ -39,13 +39,13 @@ def norm_bound(bound: float, then: Aggregator) -> Aggregator:
 
 @with_settings
 def arc(f: int, then: Aggregator) -> Aggregator:
-    """`then` on reports of which the longest are shortened, as many as go with `f` liars."""
+    """`then` on the reports with the longest shortened, as many as `f` liars call for."""
     check_liars("arc", f)
 
     def step(rows: Array, here: Array, weights: Array, key: Key, memory: Any) -> tuple[Array, Array, Any]:
         n, suspected = counts(here, weights, f)
         longest = 2 * suspected * (n - suspected) // jnp.maximum(n, 1)
-        # those who are not here last
+        # absent clients come last
         norms = jnp.sort(jnp.where(here, jnp.linalg.norm(rows, axis=1), jnp.inf))
         return (
             shortened(rows, norms[jnp.clip(n - longest - 1, 0, len(rows) - 1)]),

@@ -1,10 +1,9 @@
-"""An aggregator for each of several slots: a client's report counts in the slot that it names, and in no
-other.
+"""An aggregator for each of several slots: a client's report counts only in the slot that it names.
 
     value[s] = aggregator's value of the reports with slot s,    s = 0, ..., slots - 1
 
-Clustered training names the model that a client trained, a hierarchy the group that the client belongs to.
-`compose` makes it of the given aggregator where an exchange has `slots`.
+In clustered training the slot is the model that a client trained, in a hierarchy the client's group.
+`compose` wraps the given aggregator in it where an exchange has `slots`.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -34,7 +33,7 @@ class Slotted(NamedTuple):
 
 
 def slotted(aggregator: Aggregator, slots: int) -> Aggregator:
-    """`aggregator` for each of so many slots; it is given `Slotted` updates, and its value has leaves [slots,
+    """`aggregator` for each of `slots` slots; its updates are `Slotted`, and its value has leaves [slots,
     ...]."""
 
     def each(of: Any, *args: Any) -> Any:
@@ -71,5 +70,5 @@ def slotted(aggregator: Aggregator, slots: int) -> Aggregator:
 
 
 def plain(update: Any) -> Update:
-    """The update itself of what may be a `Slotted`."""
+    """The update itself, if it is a `Slotted` without the slot."""
     return update.update if isinstance(update, Slotted) else update

@@ -1,7 +1,6 @@
-"""No rule at all: every report in its client's place, for an algorithm whose server needs more than one value
-of them.
+"""Stacks every report in its client's place, for an algorithm whose server needs more than one value of them.
 
-    value = (u_1, ..., u_K), zeros in the place of who did not report
+    value = (u_1, ..., u_K), zeros for clients who did not report
 
 Server distillation, clustering of clients and scores of what each contributes need all models, not their
 mean. Such an algorithm says so (`Exchange(reports="all")`), and reads weights and positions in
@@ -24,8 +23,7 @@ from fedjax_core.types import Array, Update
 
 @with_settings
 def stack() -> Aggregator:
-    """Every report by itself: leaves [K, ...], in the order of the cohort as the backend has it, with empty
-    places."""
+    """All reports, leaves [K, ...], in the backend's order of the cohort, with empty places."""
 
     def zero(shapes: Update, cohort: int) -> Reports:
         rows = jax.tree.map(lambda x: jnp.zeros((cohort, *x.shape), x.dtype), shapes)

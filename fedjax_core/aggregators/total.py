@@ -1,8 +1,8 @@
 """The sum of the reports, whatever their weights: sum_i u_i.
 
-What secure aggregation and differential privacy need: a weight that a client chooses would spoil the bound on
-what it adds, and whole numbers add up in their ring, 2^32 + 1 = 1 in 32 bits, so that masks cancel to the
-last bit. Whoever uses it says what to divide by.
+Secure aggregation and differential privacy need it: a weight that a client chooses would break the bound on
+its share, and whole numbers add up in their ring, 2^32 + 1 = 1 in 32 bits, so that masks cancel to the last
+bit. Its user decides what to divide by.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -21,8 +21,7 @@ from fedjax_core.types import Array, Update
 
 @with_settings
 def total() -> Aggregator:
-    """Adds reports, each once: a client of weight 0 not at all, and one that was drawn twice no more than
-    once."""
+    """Adds reports, each once: a client of weight 0 not at all, and one that was drawn twice only once."""
 
     def add(acc: Update, updates: Update, weights: Array, positions: Array) -> Update:
         rows = tree.where(weights > 0, updates, tree.zeros_like(updates))

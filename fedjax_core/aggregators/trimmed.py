@@ -1,14 +1,14 @@
-"""Coordinate-wise trimmed mean and median: of the clients' values of each coordinate, the largest and the
-smallest are left out.
+"""Coordinate-wise trimmed mean and median: they leave out the largest and the smallest of the clients' values
+of each coordinate.
 
     value[p] = mean of the K - 2t middle ones of u_1[p], ..., u_K[p],    t = f or floor(fraction * K)
 
-By weight, all of that is of weight: t / K of the total weight is left out at each end, where need be a part
-of a report; and half of the weight lies to each side of the median.
+With `weighted`, t / K of the total weight is left out at each end, if need be a part of a report, and half of
+the weight is on each side of the median.
 
-Without `weighted` all reports count alike (a weight that a client names itself is no defence). Withstands t
-clients that report anything. Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal Statistical
-Rates", ICML 2018, definitions 1 and 2.
+Without it all reports count alike, as a weight that a client names itself is no defence. The rules withstand
+t clients that report anything. Yin et al., "Byzantine-Robust Distributed Learning: Towards Optimal
+Statistical Rates", ICML 2018, definitions 1 and 2.
 
 >>> import jax.numpy as jnp
 >>> from fedjax_core.aggregators.base import apply
@@ -36,8 +36,8 @@ def trimmed_mean(
     half, and averages the rest.
 
     Every client counts alike, so that nobody gains by a large weight; `compose` refuses an algorithm with
-    weights, as `fedavg` has them by default, and says the ways out. A report of weight 0 is not there.
-    `weighted` goes by the weights, of which `f` is that share."""
+    weights, such as `fedavg` by default, and says the ways out. A report of weight 0 is absent. `weighted`
+    uses the weights, with `f` as the same share of them."""
     if (fraction is None) == (f is None):
         raise ValueError(
             f"trimmed_mean needs fraction= or f=, one of the two, got fraction={fraction!r} and f={f!r}"
@@ -88,8 +88,7 @@ def median(*, weighted: bool = False) -> Aggregator:
 
 
 def _ordered(rows: Array, here: Array, weights: Array | None) -> tuple[Array, Array]:
-    """Each column in order, those who are not here last, as infinity; and what share of the weight each has
-    there."""
+    """(each column sorted, absent clients last as infinity; each entry's share of the weight)."""
     values = jnp.where(here[:, None], rows, jnp.inf)
     if weights is None:
         return jnp.sort(values, axis=0), rows

@@ -1,5 +1,4 @@
-"""What happens to a report on its way up: stages with a client's half and a server's half, joined by
-`chain`."""
+"""The uplink of a report: stages with a client's half and a server's half, joined by `chain`."""
 
 from fedjax_core.uplink.base import (
     Info,

@@ -1,11 +1,11 @@
-"""A stage: one promise kept on the way up, with its client's half and its server's half in one value.
+"""The interface of stages: one step of the uplink, with its client's half and its server's half in one value.
 
     client: message, own = encode(state, own, update, sender)       (what crosses the wire is the message)
     server: update = expand(state, message, shapes)                 (one a client, before the aggregator; shapes are the update's)
             value, state = finish(state, value, info, key)          (once an exchange, after it)
 
-`chain` puts stages one after another: encode from first to last, expand and finish from last to first. What a
-stage may use besides the update is in `Sender`, and what its `finish` may know in `Info`.
+`chain` puts stages one after another: encode from first to last, expand and finish from last to first.
+`Sender` has what a stage may use besides the update, and `Info` what its `finish` may know.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from fedjax_core.types import Array, Key, Message, Own, Update
 
 
 class Sender(NamedTuple):
-    """Who sends, and among whom: what `encode` may use besides the update. A cohort has K places, some of
-    which may be empty."""
+    """The sender of a report and its cohort, which `encode` may use besides the update. A cohort has K
+    places, some of which may be empty."""
 
     key: Key  # this client's draws, which the server could repeat: stochastic rounding
     # the same for all clients of the exchange and for `finish`: rotations, sketches, random coordinates
@@ -38,7 +38,7 @@ class Sender(NamedTuple):
 
 
 class Info(NamedTuple):
-    """What `finish` may know of an exchange besides the value."""
+    """The facts of an exchange that `finish` may use besides the value."""
 
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in the value
@@ -55,29 +55,28 @@ class Info(NamedTuple):
 
 
 class Promises(NamedTuple):
-    """What a stage guarantees of what a client adds, whatever the client's data: for sites' policies and for
-    accountants."""
+    """A stage's guarantees about a client's contribution, whatever the client's data: for sites' policies and
+    for accountants."""
 
     bound: float | None = None  # the l2 norm of one report; None where none is known beforehand
     noise: float | None = (
         None  # the standard deviation of the noise that is added, in multiples of the bound; None: none is
     )
     at: Literal["client", "server"] = "client"
-    """Where the noise is added: to each report before it leaves, or to the sum of all, which needs a server
-    that is trusted."""
+    """The place where noise is added: to each report before it leaves, or to the sum of all, for which the
+    server must be trusted."""
     account: Any = None
-    """Who counts what rounds of it tell: has `epsilon(rounds)`, `told(rounds)`, `rounds`, `delta` and
-    `cohorts`, as of fc.privacy."""
+    """The privacy account of its rounds, from fc.privacy: has `epsilon(rounds)`, `told(rounds)`, `rounds`,
+    `delta` and `cohorts`."""
     reports: int = 0
-    """How many reports a sum has at least for the noise in it to be what is promised; 0: any number will
-    do."""
+    """The least number of reports in a sum for which its noise is as promised; 0: any number will do."""
     secret_state: bool = False
-    """Whether what the server keeps for the stage would tell the noise of rounds before: clients must not
-    read it then."""
+    """Whether the server's state of the stage would reveal the noise of earlier rounds: clients must then not
+    read it."""
 
 
 class Stage(NamedTuple):
-    """One wrapper on the way up. Build it with `stage`, which fills in halves that do nothing."""
+    """One step of the uplink. Build it with `stage`, which fills in halves that do nothing."""
 
     name: str
     # the update's shapes -> what the server keeps for this stage; clients may read it
@@ -87,20 +86,20 @@ class Stage(NamedTuple):
     expand: Callable[[Any, Message, Update], Update]
     finish: Callable[[Any, Update, Info, Key], tuple[Update, Any]]
     measurable: bool = False
-    """Whether a site may tell how much of an update's size the stage leaves (`uplink_norm`): not where it
-    adds noise or masks, for the size before would be known of it."""
+    """Whether a site may report how much of an update's size the stage leaves (`uplink_norm`): not if it adds
+    noise or masks, as that would reveal the size before."""
     settings: Settings = Settings()
-    """What it was made with, by the names of the arguments: `with_settings` fills it in."""
+    """The arguments that it was made with, by name: `with_settings` fills it in."""
     additive: bool = False
-    """Messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
+    """Whether messages may be summed before anybody reads one: `expand` changes nothing, or only checks."""
     linear: bool = False
-    """`expand` reads a sum of messages as the sum of updates: their floats add up, and all else in them is of
-    `Sender.shared` alone."""
+    """Whether `expand` of a sum of messages is the sum of updates: their floats add up, and all else in them
+    depends on `Sender.shared` alone."""
     ring: Ring | None = None
-    """In which whole numbers messages travel under masks; None: they do not. `hides` is whether they do."""
+    """The ring of whole numbers in which messages travel under masks; None: without masks."""
     recover: Callable[[Any, Own, Sender, Array], Any] | None = None
     """(state, own, sender, reported [K]) -> what a client whose report counts reveals, once it is known whose
-    do: of masks that it shares with those who dropped out."""
+    do, such as masks shared with clients who dropped out."""
     promises: Promises = Promises()
 
     @property
@@ -147,11 +146,11 @@ def chain(*stages: Stage) -> Stage:
     """The stages as one: `chain(clip(1.0), quantize(8))` clips, then quantises what goes on the wire. Empty,
     it changes nothing.
 
-    Each stage but the first must give back, by `expand`, what it was given: those before it work on that. One
-    that decodes only in `finish` (a ring of whole numbers) therefore comes first, and does by itself what was
-    to be done before it; or it hides messages, so that those before it cannot look at one, and must be
-    additive, or linear: of these the server reads the sum of all messages in the place of each. Nor may one
-    after it change messages that only their sum can open.
+    Each stage but the first must give back, by `expand`, what it was given, as the stages before it work on
+    that. A stage that decodes only in `finish` (a ring of whole numbers) therefore comes first, and does
+    itself what was to be done before it. Or it hides messages: the stages before it cannot look at one then,
+    and must be additive, or linear, so that the server reads the sum of all messages instead of each. Nor may
+    a stage after it change messages that only their sum can open.
     """
     for i, s in enumerate(stages):
         if not isinstance(s, Stage):
@@ -159,7 +158,7 @@ def chain(*stages: Stage) -> Stage:
                 f"chain() takes stages, but argument {i} is a {type(s).__name__}: pass fc.uplink.clip(1.0) and the like"
             )
     name = f"chain({', '.join(s.name for s in stages)})"
-    # no stage before this one gets to read a message
+    # no stage before this one can read a message
     opened = max((i for i, s in enumerate(stages) if s.hides), default=0)
     if opened:
         stages = (
@@ -175,7 +174,7 @@ def chain(*stages: Stage) -> Stage:
             )
 
     def shapes_between(update: Update) -> list[Update]:
-        """The shapes each stage is given: those of the message of the one before."""
+        """The shapes of each stage's input: those of the message of the stage before."""
         given = [update]
         for i, s in enumerate(stages):
             if i > opened:
@@ -238,8 +237,8 @@ def chain(*stages: Stage) -> Stage:
 
 
 def _of_the_sum(inner: Stage) -> Stage:
-    """A linear stage of which the server reads the mean of all messages in the place of each; what is not
-    summed of them it draws anew."""
+    """A linear stage for a server that reads the mean of all messages instead of each; the parts that are not
+    summed are drawn again."""
 
     def floating(x: Any) -> bool:
         return bool(jnp.issubdtype(x.dtype, jnp.floating))
@@ -262,8 +261,8 @@ def _of_the_sum(inner: Stage) -> Stage:
 
 
 def _promised(stages: tuple[Stage, ...], name: str) -> Promises:
-    """What stages promise together: the one that adds noise what it does, which holds whatever is done
-    besides; else the last bound."""
+    """The promise of several stages: that of the stage that adds noise, which holds whatever else is done;
+    else the last bound."""
     noisy = [s for s in stages if s.promises.noise is not None]
     if len(noisy) > 1:
         raise ValueError(
@@ -288,7 +287,7 @@ def _apart(sender: Sender, i: int) -> Sender:
 
 
 def alone(key: Key) -> Sender:
-    """A client that is all of its cohort, whose keys all come of one."""
+    """A client that is alone in its cohort, with all keys derived from one."""
     shared, secret, pair = (jax.random.fold_in(key, i) for i in range(3))
     return Sender(
         key, shared, secret, pair[None], place=jnp.int32(0), here=jnp.ones(1, bool), weight=jnp.float32(1)
@@ -296,21 +295,21 @@ def alone(key: Key) -> Sender:
 
 
 def by_itself(sender: Sender) -> Sender:
-    """The same sender, and nobody else in its cohort: whom it shares no masks with."""
+    """The same sender alone in its cohort, so that it shares no masks."""
     return sender._replace(pairs=sender.pairs[:1], place=jnp.int32(0), here=jnp.ones(1, bool))
 
 
 def roundtrip(stage: Stage, update: Update, key: Key) -> Update:
-    """What the server reads of one update that a client sends through `stage`, both with nothing kept from
-    before."""
+    """The update that the server reads when a client sends this one through `stage`, both with nothing kept
+    from before."""
     state, own = stage.init(tree.shapes(update)), stage.init_client(tree.shapes(update))
     sent, _ = stage.encode(state, own, update, alone(key))
     return stage.expand(state, sent, tree.shapes(update))
 
 
 def bits(stage: Stage, update: Update) -> int:
-    """How many bits `stage` puts on the wire for an update of these shapes: of the message's bytes, packed as
-    they travel.
+    """The number of bits that `stage` sends for an update of these shapes: those of the message's bytes,
+    packed as they travel.
 
     >>> bits(chain(), {"w": jnp.zeros(10)})
     320
@@ -319,15 +318,15 @@ def bits(stage: Stage, update: Update) -> int:
 
 
 def message_shapes(stage: Stage, update: Update) -> Message:
-    """The shapes of what `stage` puts on the wire for an update of these shapes; `tree.nbytes` of it is its
-    cost a report."""
+    """The shapes of the message that `stage` sends for an update of these shapes; their `tree.nbytes` is the
+    cost of a report."""
     leaves, structure = jax.tree.flatten(tree.shapes(update))
     return _message_shapes(stage, structure, tuple(leaves))
 
 
 @lru_cache(maxsize=256)
 def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeStruct, ...]) -> Message:
-    """Traced once: stages one in another ask for them again and again."""
+    """Message shapes, traced once: nested stages need them again and again."""
 
     def send(update: Update, key: Key) -> Message:
         return stage.encode(stage.init(update), stage.init_client(update), update, alone(key))[0]
@@ -336,9 +335,9 @@ def _message_shapes(stage: Stage, structure: Any, leaves: tuple[jax.ShapeDtypeSt
 
 
 def uses(stage: Stage, update: Update) -> frozenset[str]:
-    """Which fields of its `Sender` the message of `stage` depends on, for updates of these shapes."""
+    """The fields of its `Sender` that the message of `stage` depends on, for updates of these shapes."""
     one = jax.eval_shape(lambda: alone(jax.random.key(0)))
-    # alone, nobody shares a mask
+    # a client that is alone shares no mask
     two = {name: jax.ShapeDtypeStruct((2,), getattr(one, name).dtype) for name in ("pairs", "here")}
     sender = one._replace(**two)
 
@@ -361,8 +360,8 @@ def check_expands(stage: Stage, given: Update, where: str) -> None:
 
 
 def not_given_back(stage: Stage, given: Update) -> str | None:
-    """How what `stage` gives back by `expand` differs from what it was given, in structure, shapes or dtypes;
-    None where it does not."""
+    """The difference between what `stage` gives back by `expand` and what it was given, in structure, shapes
+    or dtypes, in words; None where there is none."""
     sent = message_shapes(stage, given)
     back = jax.eval_shape(lambda sent: stage.expand(stage.init(given), sent, given), sent)
     before: Any = jax.tree.structure(given)

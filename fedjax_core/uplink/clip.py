@@ -1,7 +1,7 @@
 """Clips a report's l2 norm, over all its leaves together: u <- u min(1, bound / |u|).
 
-It bounds what any one client can add, and is the first half of every differentially private sum. A promise,
-so it is kept at both ends: a lossy stage nearer the wire may have grown the norm again.
+It bounds the contribution of any one client, and is the first half of every differentially private sum. It
+clips at both ends, to keep the promise even if a lossy stage nearer the wire has grown the norm again.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import roundtrip

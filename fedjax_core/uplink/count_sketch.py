@@ -2,10 +2,9 @@
 
     S[r, h_r(p)] += s_r(p) u[p]        estimate of u[p]: the median (or mean) over r of s_r(p) S[r, h_r(p)]
 
-A row's estimate is right on average, with variance at most |u|^2 / width: good for updates with few large
-numbers. It is linear, so the sketches of clients that share hashes add up to that of their sum; hashes are
-the same for all clients of a round. Charikar et al., "Finding Frequent Items in Data Streams", 2002;
-Rothchild et al., "FetchSGD", ICML 2020.
+A row's estimate is unbiased, with variance at most |u|^2 / width: good for updates with few large numbers. It
+is linear, and hashes are the same for all clients of a round, so sketches add up to that of the sum. Charikar
+et al., "Finding Frequent Items in Data Streams", 2002; Rothchild et al., "FetchSGD", ICML 2020.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -28,7 +27,7 @@ from fedjax_core.uplink.packed import guarded, seed_of
 
 
 class Sketch(NamedTuple):
-    """What crosses the wire."""
+    """The message: a table, and the seed of the hashes."""
 
     table: Array  # [rows, width]
     seed: Array
@@ -36,8 +35,8 @@ class Sketch(NamedTuple):
 
 @with_settings
 def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "median") -> Stage:
-    """The update's numbers, all leaves together, in `rows` times `width` buckets. By "mean" unbiased, by
-    "median" nearer."""
+    """Sketches the update's numbers, all leaves together, in `rows` times `width` buckets. `estimate`: "mean"
+    is unbiased, "median" has the smaller error."""
     if not rows >= 1 or not width >= 1:
         raise ValueError(f"count_sketch needs rows >= 1 and width >= 1, got {rows} and {width}")
     if estimate not in ("median", "mean"):

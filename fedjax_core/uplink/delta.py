@@ -1,4 +1,5 @@
-"""Delta downlink: the server sends, compressed, how its message differs from what clients have of it already.
+"""Delta downlink: the server sends, compressed, the difference between its message and what clients have
+already.
 
     one stream       sent = C(m - h),      h <- h + sent    at both ends, once all clients have it
     a client each    sent = C(m - h_i),  h_i <- h_i + sent    at both ends, h_i what client i received last
@@ -41,7 +42,7 @@ class Delta(NamedTuple):
 
     @property
     def name(self) -> str:
-        """As errors and logs have it."""
+        """The name in errors and logs."""
         return f"delta({self.inner.name})"
 
     @property
@@ -68,7 +69,7 @@ class Delta(NamedTuple):
         ]
 
     def decode(self, sent: Message, memory: Update) -> Update:
-        """What a memory is once it has received the difference."""
+        """The memory after it has received the difference."""
         shapes = tree.shapes(memory)
         return tree.add(memory, tree.wide(self.inner.expand(self.inner.init(shapes), sent, shapes)))
 
@@ -94,7 +95,8 @@ def _shapes(message: Message) -> Any:
 
 @with_settings
 def delta(inner: Stage, population: int, per_client: bool = False) -> Delta:
-    """`inner`, such as `quantize(bits=4)` or `topk(0.1)`, on what changed since clients heard of it.
+    """`inner`, such as `quantize(bits=4)` or `topk(0.1)`, on the change of the message since clients received
+    it.
 
     There are `population` clients. Without `per_client` one stream goes to all: each difference is from the
     last message that all of them received and reported to, so a client without examples, or one that is away

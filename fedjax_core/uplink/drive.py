@@ -24,7 +24,7 @@ from fedjax_core.uplink.rotation import rowwise
 
 
 class Signs(NamedTuple):
-    """What crosses the wire, besides the rotation's seed."""
+    """The message, besides the rotation's seed."""
 
     words: Array
     scale: Array  # [n], one a row
@@ -32,8 +32,8 @@ class Signs(NamedTuple):
 
 @with_settings
 def drive(unbiased: bool = True, rotate: bool = True) -> Stage:
-    """One bit a number, 4 bytes for each 8192 of them, and 4 for the seed of the rotation, which every client
-    draws for itself."""
+    """Sends one bit a number, 4 bytes for each 8192 of them, and 4 for the seed of the rotation, which each
+    client draws itself."""
 
     def encode(rows: Array) -> Signs:
         sizes, squares = jnp.sum(jnp.abs(rows), axis=1), jnp.sum(jnp.square(rows), axis=1)

@@ -1,4 +1,4 @@
-"""EDEN: one to four bits a number: the rotated update's numbers to the nearest levels that are best for
+"""EDEN: one to four bits a number, the rotated update's numbers rounded to the levels that are best for
 normal ones, and one scale a row.
 
     z = sqrt(B) R u / |u|      q = nearest level of z      scale = |u|^2 / <R u, q>      value = R^-1 (scale q)
@@ -31,11 +31,11 @@ LEVELS = {
     3: (0.2450942, 0.7560053, 1.3439092, 2.1519457),
     4: (0.1283950, 0.3880483, 0.6567589, 0.9423402, 1.2562312, 1.6180464, 2.0690172, 2.7326357),
 }
-"""For each number of bits the levels above 0; below they are the same, negative."""
+"""{bits: the levels above 0}; those below are the same, negative."""
 
 
 class Levels(NamedTuple):
-    """What crosses the wire, besides the rotation's seed."""
+    """The message, besides the rotation's seed."""
 
     words: Array
     scale: Array  # [n], one a row
@@ -43,8 +43,8 @@ class Levels(NamedTuple):
 
 @with_settings
 def eden(bits: int) -> Stage:
-    """So many `bits` a number, 1 to 4, 4 bytes for each 8192 numbers, and 4 for the seed of the rotation,
-    which every client draws."""
+    """Sends `bits` bits a number, 1 to 4, 4 bytes for each 8192 numbers, and 4 for the seed of the rotation,
+    which each client draws itself."""
     if bits not in LEVELS:
         raise ValueError(f"eden takes 1, 2, 3 or 4 bits, got {bits}: for more use k_level or quantize")
     levels = np.array([*(-x for x in reversed(LEVELS[bits])), *LEVELS[bits]])

@@ -1,13 +1,13 @@
-"""EF21: clients send, compressed, how their update differs from what the server believes of it, and the
-server adds that up.
+"""EF21: clients send, compressed, the difference between their update and the server's estimate of it, and
+the server adds it up.
 
     client: c_i = C(u_i - g_i),  g_i <- g_i + c_i        server: g <- g + (clients here / population) mean c_i;  the update is g
 
-What is sent shrinks as updates settle, so that the error vanishes where a biased C alone stalls; no residual
-is sent late, as with `feedback`. Reports count alike: use `weighting=uniform` where clients are of different
-sizes. Richtarik et al., "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error Feedback",
-NeurIPS 2021, algorithm 2; with some of the clients a round, Fatkhullin et al., "EF21 with Bells & Whistles",
-2021, algorithm 2.
+Messages shrink as updates settle, so the error vanishes where a biased C alone would stall; unlike
+`feedback`, it sends no residual late. Reports count alike: use `weighting=uniform` where clients are of
+different sizes. Richtarik et al., "EF21: A New, Simpler, Theoretically Better, and Practically Faster Error
+Feedback", NeurIPS 2021, algorithm 2; with some of the clients a round, Fatkhullin et al., "EF21 with Bells &
+Whistles", 2021, algorithm 2.
 
 >>> from fedjax_core.uplink.topk import topk
 >>> ef21(topk(0.05), population=100).name
@@ -25,7 +25,7 @@ from fedjax_core.uplink.base import Info, Sender, Stage, check_expands, stage
 
 
 class Kept(NamedTuple):
-    """What the server keeps, or a client."""
+    """The state of the server, or of a client."""
 
     believed: Update  # g, or g_i
     inner: Any
@@ -33,10 +33,10 @@ class Kept(NamedTuple):
 
 @with_settings
 def ef21(inner: Stage, population: int | None = None) -> Stage:
-    """`inner`, such as `topk(0.05)`, on what changed; each client and the server keep an update, in 32 bits
-    at least.
+    """`inner`, such as `topk(0.05)`, on the change of the update; each client and the server keep one update,
+    in 32 bits at least.
 
-    `population` is how many clients there are; without it all of them are to be in every round.
+    `population` is the number of clients; without it all of them must be in every round.
     """
     if not isinstance(inner, Stage):
         raise TypeError(

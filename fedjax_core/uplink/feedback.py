@@ -2,8 +2,8 @@
 
     sent = encode(u + e),    e <- (u + e) - expand(sent)
 
-The residual e stays with the client between rounds, so that nothing is lost, only late; it makes biased
-stages (top-k, sign) converge. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fixes
+The residual e stays with the client between rounds, so that nothing is lost but only late; biased stages
+(top-k, sign) converge with it. Seide et al., Interspeech 2014; Karimireddy et al., "Error Feedback Fixes
 SignSGD", ICML 2019.
 
 >>> from fedjax_core.uplink.quantize import quantize

@@ -2,8 +2,8 @@
 
     q = round to nearest of u        |q - u| <= 2^-9 |u|  (bfloat16),    2^-11 |u|  (float16, up to 65504, from 6e-5)
 
-Rounding is the same whatever is drawn, so small updates lose the same digits each round: inside `feedback`
-they come back later.
+Rounding is deterministic, so small updates lose the same digits each round; inside `feedback` they come back
+later.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import message_shapes, roundtrip

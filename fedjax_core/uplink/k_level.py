@@ -1,5 +1,5 @@
 """Stochastic k-level quantisation: each number as one of k levels between the smallest and the largest of its
-leaf, right on average.
+leaf, without bias.
 
     w = (max - min) / (k - 1)      q = floor((u - min) / w + r),  r ~ U[0, 1)      E[min + w q] = u
     error of a vector: w^2 sum_p p (1 - p), p the part of (u - min) / w after the point;  at most d |u|^2 / (2 (k - 1)^2)
@@ -26,7 +26,7 @@ from fedjax_core.uplink.packed import leafwise, pack, unpack
 
 
 class Levels(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     words: Array
     low: Array
@@ -35,7 +35,7 @@ class Levels(NamedTuple):
 
 @with_settings
 def k_level(levels: int) -> Stage:
-    """Each number as one of `levels` from 2 to 65536: log2(levels) bits, packed, and 8 bytes a leaf.
+    """Sends each number as one of `levels` levels, 2 to 65536: log2(levels) bits, packed, and 8 bytes a leaf.
     Unbiased."""
     if not 2 <= levels <= 65536:
         raise ValueError(f"k_level needs 2 <= levels <= 65536, got {levels}")

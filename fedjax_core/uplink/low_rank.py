@@ -1,5 +1,5 @@
-"""Low rank, leaf by leaf: each matrix is sent as the product of a tall and a wide one. PowerSGD, and the best
-product there is.
+"""Low-rank compression, leaf by leaf: each matrix is sent as the product of a tall and a wide one, by
+PowerSGD or as the best product.
 
     powersgd    P = orthonormal(M Q),  Q' = M^T P;  P and Q' are sent, M ~ P Q'^T, and Q' is where the client begins next time
     low_rank     M ~ U_r S_r V_r^T, the singular value decomposition cut at r
@@ -30,12 +30,12 @@ from fedjax_core.uplink.base import Sender, Stage, stage
 
 @with_settings
 def powersgd(rank: int) -> Stage:
-    """Matrices as products of this rank, by one step of the power method from where the client's last one
-    ended."""
+    """Sends matrices as products of this rank, by one step of the power method from where the client's last
+    one ended."""
     _check("powersgd", rank)
 
     def init_client(shapes: Update) -> Own:
-        """Of each matrix a wide factor to begin with, the same for all."""
+        """The first wide factor of each matrix, the same for all clients."""
         leaves = jax.tree.leaves(tree.wide(tree.shapes(shapes)))
         return tuple(
             jax.random.normal(jax.random.fold_in(jax.random.key(0), i), (form[1], rank), x.dtype)
@@ -63,14 +63,14 @@ def powersgd(rank: int) -> Stage:
 
 @with_settings
 def low_rank(rank: int) -> Stage:
-    """Matrices as the nearest products of this rank."""
+    """Sends matrices as the nearest products of this rank."""
     _check("low_rank", rank)
 
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         def factors(x: Array) -> Any:
             if (form := _form(x.shape, rank)) is None:
                 return x
-            fine = tree.finite(x)  # of what is not the decomposition is nothing that one could rely on
+            fine = tree.finite(x)  # the decomposition of anything else is undefined
             left, sizes, right = jnp.linalg.svd(jnp.where(fine, x, 0).reshape(form), full_matrices=False)
             return left[:, :rank] * jnp.where(fine, sizes[:rank], jnp.nan)[None], right[:rank].T
 

@@ -1,5 +1,4 @@
-"""What lossy stages are made of: small whole numbers packed into bytes, and a stage from what is done to one
-leaf.
+"""Building blocks of lossy stages: small whole numbers packed into bytes, and stages that work leaf by leaf.
 
     2, 4 or 16 values           8, 4 or 2 a byte
     2^b values                  8 numbers in b bytes
@@ -47,7 +46,7 @@ def unpack(words: Array, values: int, size: int) -> Array:
 
 
 def _form(values: int) -> tuple[int | None, int, Any]:
-    """(bits of a number, None where they are no whole ones; how many numbers go together; the dtype)."""
+    """(bits of a number, None if not whole; how many numbers are packed together; the dtype)."""
     bits = (values - 1).bit_length()
     if values == 2**bits:
         return bits, 8 // bits if 8 % bits == 0 else 8, jnp.uint8
@@ -58,7 +57,7 @@ def _form(values: int) -> tuple[int | None, int, Any]:
 
 
 def seed_of(key: Key) -> Array:
-    """A number that travels for a key, of which both ends make the same draws by `jax.random.key(seed)`."""
+    """A seed to send instead of a key: both ends make the same draws by `jax.random.key(seed)`."""
     return jax.random.bits(key, (), jnp.uint32)
 
 
@@ -71,10 +70,10 @@ def leafwise(
     """A stage from (a leaf's numbers [d], key) -> what is sent, and (that, the leaf's shape) -> numbers [d]
     again.
 
-    The key is the client's own, or where the stage is `shared` the same for all, and then it is to be linear.
+    The key is the client's own, or with `shared` the same for all, for a linear stage.
 
-    Leaves of fewer than 32 bits are brought to that before. Of a leaf with a number that is not finite, every
-    float that is sent is NaN."""
+    Leaves of fewer than 32 bits are widened before. For a leaf with a number that is not finite, all floats
+    sent are NaN."""
 
     def send(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         leaves = jax.tree.leaves(tree.wide(update))
@@ -101,7 +100,7 @@ def _with(encode: Callable[[Array, Key], Any], key: Key, x: Array) -> Any:
 
 
 def guarded(encode: Callable[[Array], Any], x: Array) -> Any:
-    """What `encode` makes of the numbers, its floats NaN where one of these is not finite."""
+    """The result of `encode`, with NaN for its floats if one of the numbers is not finite."""
     fine = tree.finite(x)
     sent = encode(jnp.where(fine, x, 0))
     return jax.tree.map(
@@ -110,7 +109,7 @@ def guarded(encode: Callable[[Array], Any], x: Array) -> Any:
 
 
 def share_of(name: str, fraction: float, size: int) -> int:
-    """How many of `size` numbers a fraction in (0, 1] is, one at least; raises where it is no such
+    """The number of entries that a fraction in (0, 1] of `size` is, at least one; raises for any other
     fraction."""
     if not 0 < fraction <= 1:
         raise ValueError(f"{name} needs a fraction of the numbers, 0 < fraction <= 1, got {fraction}")

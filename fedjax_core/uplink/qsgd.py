@@ -1,12 +1,11 @@
-"""QSGD: each number by its sign and how many s-ths of the leaf's norm it is, rounded up or down by lot, right
-on average.
+"""QSGD: each number as its sign and a multiple of 1/s of the leaf's norm, rounded up or down at random,
+without bias.
 
     q = floor(s |u| / |u|_2 + r),  r ~ U[0, 1)        E[|u|_2 sign(u) q / s] = u
     error of a vector: |u|_2^2 / s^2 sum_p p (1 - p), p the part of s |u| / |u|_2 after the point;  at most min(d / s^2, sqrt(d) / s) |u|^2
 
 Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", NeurIPS 2017,
-section 3.1. In the place of its Elias code, whose length depends on the numbers, each takes log2(2 s + 1)
-bits.
+section 3.1. Instead of its Elias code, whose length depends on the numbers, each takes log2(2 s + 1) bits.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -27,7 +26,7 @@ from fedjax_core.uplink.packed import leafwise, pack, unpack
 
 
 class Levels(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     words: Array
     norm: Array
@@ -35,8 +34,8 @@ class Levels(NamedTuple):
 
 @with_settings
 def qsgd(levels: int) -> Stage:
-    """So many `levels` from 1 to 32767 between 0 and the leaf's norm, on both sides of 0; 4 bytes a leaf
-    besides. Unbiased."""
+    """Sends `levels` levels, 1 to 32767, between 0 and the leaf's norm, on both sides of 0, and 4 bytes a
+    leaf. Unbiased."""
     if not 1 <= levels <= 32767:
         raise ValueError(f"qsgd needs 1 <= levels <= 32767, got {levels}")
 

@@ -1,4 +1,4 @@
-"""Stochastic uniform quantisation: each leaf as small whole numbers and one scale, right on average.
+"""Stochastic uniform quantisation: each leaf as small whole numbers and one scale, without bias.
 
     scale = max|u| / m,  m = 2^(bits-1) - 1        q = floor(u / scale + r),  r ~ U[0, 1)        E[scale q] = u
 
@@ -25,7 +25,7 @@ from fedjax_core.uplink.base import Sender, Stage, stage
 
 
 class Quantized(NamedTuple):
-    """What crosses the wire."""
+    """The message: the levels, and a scale a leaf."""
 
     levels: Any  # each leaf int8 or int16, as the update
     scale: Any  # each leaf a float scalar of the update's dtype, of 32 bits at least

@@ -1,8 +1,8 @@
-"""Rand-k: of each leaf some numbers drawn at random are sent, scaled up so that it is right on average.
+"""Rand-k: sends some numbers of each leaf, drawn at random and scaled up to be unbiased.
 
     value = d / k u in k random places, 0 elsewhere        error of a vector: exactly d / k - 1 times |u|^2, on average
 
-The places are drawn of a seed that travels in their stead. Konecny et al., "Federated Learning: Strategies
+The places are drawn from a seed that is sent instead of them. Konecny et al., "Federated Learning: Strategies
 for Improving Communication Efficiency", 2016 (random masks). `unbiased=False` leaves the numbers as they are,
 for `feedback` and `ef21`.
 
@@ -25,7 +25,7 @@ from fedjax_core.uplink.packed import leafwise, seed_of, share_of
 
 
 class Drawn(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     values: Array  # [k]
     seed: Array
@@ -33,10 +33,10 @@ class Drawn(NamedTuple):
 
 @with_settings
 def randk(fraction: float, unbiased: bool = True, shared: bool = False) -> Stage:
-    """Sends that `fraction` of each leaf's numbers, one at least, and 4 bytes.
+    """Sends this `fraction` of each leaf's numbers, at least one, and 4 bytes.
 
     `shared`: all clients of a round send the same places, so that secure aggregation can add the numbers up.
-    Without, each has its own, and the mean over many clients is nearer.
+    Without it each has its own, and the mean over many clients is more exact.
     """
     share_of("randk", fraction, 1)
 

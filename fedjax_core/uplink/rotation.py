@@ -1,12 +1,12 @@
-"""A random rotation that is quick: twice random signs and a Hadamard transform. It spreads what is large over
-all numbers.
+"""A fast random rotation, by random signs and a Hadamard transform, twice: it spreads large numbers over all
+others.
 
     R u = H D' H D u / B        H the Hadamard matrix, D and D' random signs; H H = B, so that u = D H D' H (R u) / B
 
 The update's numbers, one leaf after another, are rows of B = 2^m <= 8192, the last of them filled up with
-zeros. A row of R u is much like independent normal numbers of the same norm, whatever u is; after one
-transform alone it is not, where u has few large numbers (EDEN's error is 10 % off on log-normal ones of
-spread 2). Both ends draw the signs of a seed that travels, 4 bytes. Ailon and Chazelle, "The Fast
+zeros. A row of R u is much like independent normal numbers of the same norm, whatever u is. After only one
+transform it is not, if u has few large numbers (EDEN's error is 10 % off on log-normal ones of spread 2).
+Both ends draw the signs from a seed that is sent, 4 bytes. Ailon and Chazelle, "The Fast
 Johnson-Lindenstrauss Transform", SIAM J. Comput. 2009; for updates Suresh et al., ICML 2017.
 
 >>> hadamard(jnp.array([[1.0, 0.0], [1.0, 1.0]])).round(3).tolist()
@@ -31,7 +31,7 @@ _WIDEST = 8192  # numbers a row: few zeros at the end of an update, and enough f
 
 
 class Seeded(NamedTuple):
-    """What crosses the wire."""
+    """The message of the inner stage, and the rotation's seed."""
 
     message: Any
     seed: Array
@@ -86,10 +86,10 @@ def from_rows(rows: Array, shapes: Update) -> Update:
 def rowwise(
     name: str, encode: Callable[[Array], Any], decode: Callable[[Any, tuple[int, int]], Array], rotate: bool
 ) -> Stage:
-    """A stage from rows [n, B] -> what is sent, and (that, [n, B]) -> rows again; rotated by a draw of each
-    client's own.
+    """A stage from (rows [n, B]) -> message and (message, [n, B]) -> rows, on an update rotated by a draw of
+    each client's own.
 
-    Clients whose updates are alike then lose different things, which the mean over them takes away.
+    Clients with similar updates then have different errors, which their mean reduces.
     """
 
     def send(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
@@ -109,8 +109,8 @@ def rowwise(
 
 @with_settings
 def rotated(inner: Stage) -> Stage:
-    """`inner`, such as `k_level(2)`, on the update rotated alike for all clients of a round, with all of its
-    numbers as one leaf."""
+    """`inner`, such as `k_level(2)`, on the update as one leaf, rotated in the same way for all clients of a
+    round."""
     if not isinstance(inner, Stage):
         raise TypeError(f"rotated() wraps a stage, got {type(inner).__name__}: write rotated(k_level(2))")
     if inner.hides:

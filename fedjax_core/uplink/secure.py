@@ -1,17 +1,17 @@
-"""Secure aggregation by pairwise masks: the server reads the sum of the reports, and of a single report
-nothing.
+"""Secure aggregation by pairwise masks: the server reads the sum of the reports, and no single report.
 
     sent_i = w_i round(u_i / step) + sum_{j > i} m_ij - sum_{j < i} m_ij      in whole numbers modulo 2^32; m_ij drawn from key_ij
     sum_i sent_i = sum_i w_i round(u_i / step)                                each mask is there once with each sign
 
-How a report becomes whole numbers is said in `fedjax_core.secure_aggregation.ring`: rounded at random, so
-without bias, and never so that a sum wraps. The masks cancel to the last bit, so the value is the one that
-the protocol of `fedjax_core.secure_aggregation` gives. Here masks are drawn from keys of pairs, to simulate a
-drop-out: those who reported then reveal the keys that they share with who did not, and the server takes those
-masks off. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine Learning", CCS 2017.
+`fedjax_core.secure_aggregation.ring` turns a report into whole numbers: rounded at random, so without bias,
+and such that no sum wraps. The masks cancel to the last bit, so the value is the one that the protocol of
+`fedjax_core.secure_aggregation` gives. Here masks are drawn from keys of pairs, which lets a simulation have
+drop-outs: the clients who reported then reveal the keys that they share with those who did not, and the
+server removes those masks. Bonawitz et al., "Practical Secure Aggregation for Privacy-Preserving Machine
+Learning", CCS 2017.
 
 Needs `aggregators.total()`, and that keys be shared between each two clients (`Sender.pairs`). In a
-simulation these come of the run's key. A real site is alone with this stage, so that no mask is drawn, and
+simulation these come from the run's key. At a real site the stage has no peers, so it draws no mask; the site
 masks what it sends by the protocol, with secrets of its own.
 
 >>> import jax, jax.numpy as jnp
@@ -37,10 +37,10 @@ from fedjax_core.uplink.base import Info, Sender, Stage, stage
 def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
     """Hides each report in the sum of all, in steps of `bound / (2^(bits - 1) - 1)`.
 
-    A report with a number beyond `bound`, or that is not finite, is refused; `fc.uplink.clip(bound)` before
-    it keeps all within. `weights` is the largest sum of all weights, which are whole: of K clients that take
-    part none may weigh more than `weights / K`. What could wrap (`bits + ceil(log2(weights))` above 32) is
-    refused here. In a simulation every mask is drawn, K times the size of an update for each client.
+    A report with a number beyond `bound`, or not finite, is refused; `fc.uplink.clip(bound)` before it keeps
+    all numbers within. `weights` is the largest sum of all weights, which are whole: with K clients none may
+    weigh more than `weights / K`. Settings with which a sum could wrap (`bits + ceil(log2(weights))` above
+    32) raise. A simulation draws every mask: K times the size of an update for each client.
     """
     exact = ring(bound, bits, weights)
 
@@ -70,7 +70,7 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
         dropped = info.here & ~info.reported
 
         def unmask(i: Array, ring: Weighted) -> Weighted:
-            """Without the masks that the client in place i shares with those who dropped out."""
+            """Removes the masks that the client in place i shares with clients who dropped out."""
             pairs = jax.random.wrap_key_data(info.recovered[i], impl=jax.random.key_impl(info.shared))
             return _masked(ring, pairs, -_signs(i, dropped) * info.reported[i].astype(jnp.int32))
 

@@ -2,9 +2,8 @@
 
     C(u) = |u|_1 / d sign(u)        |C(u) - u|^2 = (1 - |u|_1^2 / (d |u|_2^2)) |u|_2^2
 
-It points the right way, and is biased: inside `feedback` what is lost comes back later, without which it may
-not converge. Karimireddy et al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML
-2019, section 4.
+It is biased, and may not converge by itself; inside `feedback` what is lost comes back later. Karimireddy et
+al., "Error Feedback Fixes SignSGD and other Gradient Compression Schemes", ICML 2019, section 4.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits, roundtrip
@@ -25,7 +24,7 @@ from fedjax_core.uplink.packed import leafwise, pack, unpack
 
 
 class Signs(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     words: Array
     size: Array
@@ -33,7 +32,7 @@ class Signs(NamedTuple):
 
 @with_settings
 def sign() -> Stage:
-    """One bit a number, and 4 bytes a leaf. Biased, and never longer than what it is given."""
+    """Sends one bit a number, and 4 bytes a leaf. Biased; never grows the norm."""
 
     def encode(x: Array, key: Key) -> Signs:
         return Signs(pack((x >= 0).astype(jnp.uint32), 2), jnp.sum(jnp.abs(x)) / max(1, x.size))

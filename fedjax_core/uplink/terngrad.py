@@ -1,4 +1,4 @@
-"""TernGrad: each number as -1, 0 or 1 times the largest of its leaf, right on average.
+"""TernGrad: each number as -1, 0 or 1 times the largest of its leaf, without bias.
 
     b = 1 with probability |u| / |u|_inf, else 0        E[|u|_inf sign(u) b] = u
     error of a vector: |u|_inf |u|_1 - |u|_2^2
@@ -25,7 +25,7 @@ from fedjax_core.uplink.packed import leafwise, pack, unpack
 
 
 class Ternary(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     words: Array
     largest: Array
@@ -33,7 +33,7 @@ class Ternary(NamedTuple):
 
 @with_settings
 def terngrad() -> Stage:
-    """Three values a number, twenty of them in 4 bytes, and 4 bytes a leaf. Unbiased."""
+    """Sends one of three values a number, twenty of them in 4 bytes, and 4 bytes a leaf. Unbiased."""
 
     def encode(x: Array, key: Key) -> Ternary:
         largest = jnp.max(jnp.abs(x), initial=0)

@@ -1,4 +1,4 @@
-"""Top-k: of each leaf the numbers that are largest by size are sent, with their places; all others count as
+"""Top-k: sends the numbers of each leaf that are largest by size, with their places; all others count as
 zero.
 
     error of a vector: at most (1 - k / d) |u|^2, and just that where all are of one size
@@ -27,7 +27,7 @@ from fedjax_core.uplink.packed import leafwise, pack, share_of, unpack
 
 
 class Largest(NamedTuple):
-    """What crosses the wire of a leaf."""
+    """The message of a leaf."""
 
     values: Array  # [k]
     places: Array  # packed, log2(d) bits each
