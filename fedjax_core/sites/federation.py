@@ -296,7 +296,7 @@ class Federation:
 
     @property
     def judged_on(self) -> Literal["held-out", "trained on"]:
-        """Which of the sites' examples models are evaluated on."""
+        """The part of the sites' examples on which models are evaluated."""
         return "held-out" if self.study.held_out else "trained on"
 
     def init(self, key: Key, params: Params | None = None) -> State:

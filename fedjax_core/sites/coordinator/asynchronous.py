@@ -159,7 +159,7 @@ class AsynchronousRounds:
         return np.zeros(len(self._collector.names), np.int32)
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for a resume: sites at work are asked again from an older version."""
+        """The needs of a resume from this state: sites at work are asked again from an older version."""
         return {"oldest": max(0, int(state.round) - self._buffer.max_staleness), "versions": []}
 
     def _take_up(self, state: State) -> None:

@@ -110,7 +110,7 @@ class Collector(Contact):
         return waiting.good
 
     def _patience(self, seconds: float | None, least: float | None, parts: int) -> Patience:
-        """How long this exchange waits, with `parts` of what is left of the round's time."""
+        """The `Patience` of an exchange that takes `parts` of the rest of the round's time."""
         began, left, self._left = time.monotonic(), self._left, max(1, self._left - parts)
         until = min(self._until, began + (seconds or self.rules.deadline_seconds))
         ours = until if left <= parts else began + (until - began) * parts / left

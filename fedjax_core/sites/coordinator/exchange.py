@@ -191,5 +191,5 @@ class _Fold:
 
 
 def _capacity(update: Any) -> int:
-    """How many updates of this size may wait."""
+    """The number of updates of this size that may wait in memory."""
     return max(HELD, HELD_BYTES // max(1, sum(x.nbytes for x in jax.tree.leaves(update))))

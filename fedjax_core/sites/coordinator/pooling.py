@@ -188,5 +188,5 @@ def doubtful_means(
 
 
 def _margin(end: float) -> float:
-    """How far rounding may bring a mean beyond an end of its range."""
+    """The tolerance for a mean's rounding beyond an end of its range."""
     return 1e-5 * max(1.0, abs(end)) if math.isfinite(end) else 0.0

@@ -102,7 +102,7 @@ class Rules:
             )
 
     def needed(self, sites: int) -> int:
-        """How many of `sites` sites must report."""
+        """The number of reports needed from so many sites."""
         return sites // 2 + 1 if self.quorum is None else min(self.quorum, sites)
 
     def quorate(self, cohort: np.ndarray, here: np.ndarray) -> bool:

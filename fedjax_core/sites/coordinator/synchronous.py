@@ -73,7 +73,7 @@ class SynchronousRounds:
         return np.asarray(state.clients.version)  # type: ignore[attr-defined]
 
     def needs(self, state: State) -> dict[str, Any]:
-        """What sites must still have for a resume from this state."""
+        """The client state that sites must still have for a resume from this state."""
         return {"oldest": int(state.round), "versions": self.versions(state).tolist()}
 
     def run(self, state: State, cohort: Any) -> tuple[State, dict[str, Any]]:

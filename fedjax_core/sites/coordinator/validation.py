@@ -93,7 +93,7 @@ class NormTooLarge(Refused):
 
 
 class ExpectedUpdate(msgspec.Struct, frozen=True, kw_only=True):
-    """What the updates of one exchange have to look like."""
+    """The properties that the updates of one exchange must have."""
 
     run: str
     round: int

@@ -25,7 +25,7 @@ from fedjax_core.sites.wire.transport import Reply
 
 
 class Patience(NamedTuple):
-    """How long to wait for the replies to one request; moments are in seconds of `time.monotonic()`."""
+    """The time limits for the replies to one request; moments are in seconds of `time.monotonic()`."""
 
     began: float
     until: float

@@ -65,7 +65,7 @@ class Expected:
         columns: Mapping[str, str],
         features: Mapping[str, Sequence[str]] | None = None,
     ) -> "Expected":
-        """What this process has, for a study, or for the hash of a study whose code is not here."""
+        """The `Expected` of this process, for a study, or for the hash of a study whose code is not here."""
         files = {} if isinstance(study, str) else code(study)
         hash = study if isinstance(study, str) else study.hash
         return cls(python(), hash, time.time(), packages(), columns, features or {}, files)

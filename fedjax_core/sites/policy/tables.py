@@ -60,7 +60,7 @@ file."""
 
 @dataclass(frozen=True)
 class Leaving:
-    """What may leave with an update, and how the update is treated before."""
+    """The table of what may leave with an update, and of the update's treatment before that."""
 
     fields: tuple[str, ...] = ("weight", "examples", "data")
     secure: bool = False
@@ -118,7 +118,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Statistics(OutputPolicy):
-    """What statistics may disclose of the site's data: the output policy, and the columns that it opens."""
+    """The table of what statistics may disclose: the output policy, and the columns that it opens."""
 
     columns: tuple[str, ...] = ()
     """The columns that a statistic may use; "site" is always among them."""

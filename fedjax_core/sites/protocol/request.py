@@ -97,8 +97,8 @@ class Recovery:
         """How many other versions are kept too."""
 
     def retain(self, needs: Sequence[Mapping[str, Any]] | None) -> None:
-        """From now on the run resumes only from states with these needs, or the present one; None: from
-        others too."""
+        """Lets sites forget what neither states with these needs nor the present one require; None: keeps
+        more."""
         self.recent = RECENT if needs is None else 0
         if needs is None:
             self.oldest = None

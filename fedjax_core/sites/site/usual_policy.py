@@ -1,5 +1,4 @@
-"""The policy of a site that has no file for it: the first study asked for is the only one, and its metrics
-may leave."""
+"""The policy of a site without a policy file: only the first study, and its metrics may leave."""
 
 import dataclasses
 
@@ -22,8 +21,7 @@ _TRIES = 10_000  # evaluations a day
 
 
 def usual_policy(site_file: SiteFile, study: Study, clients: Clients) -> Policy:
-    """The policy of a site that has no file for it: the first study asked for is the only one, and its
-    metrics may leave.
+    """The policy of a site without a policy file: only the first study, and its metrics may leave.
 
     A site whose file names its study is a real one: it has the minimums of new policies (`policy.SAFE`). A
     site that is handed its study is a trial in one's own process or trust domain: it has no minimums, and

@@ -249,7 +249,7 @@ def _key(name: str, ref: Any, seconds: float) -> PublicKey:
 
 
 def _no_place(site_file: SiteFile) -> str | None:
-    """Why this Ray has no node for the site; None if it has one, or if that is unknown."""
+    """The reason why this Ray has no node for the site; None if it has one, or if that is unknown."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
     # The other values are selectors in Ray's own syntax.
     plain = {name: value for name, value in site_file.node.items() if not value.startswith(("!", "in("))}

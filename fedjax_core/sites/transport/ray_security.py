@@ -51,7 +51,7 @@ def preflight(insecure_local: bool = False, address: str | None = None) -> None:
 
 
 def lacking(environment: Mapping[str, str]) -> list[str]:
-    """What these variables lack for a secure Ray, in words; empty if nothing."""
+    """The protections that these variables lack for a secure Ray, in words."""
     missing = []
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         missing.append("token authentication (RAY_AUTH_MODE=token)")
@@ -68,7 +68,7 @@ def lacking(environment: Mapping[str, str]) -> list[str]:
 
 
 def greeting(address: str, files: Files) -> str | None:
-    """What a TLS handshake with these files finds wrong with the Ray at `host:port`; None if nothing."""
+    """The problem that a TLS handshake with these files finds at the Ray of `host:port`; None if nothing."""
     host, _, port = address.rpartition(":")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(files.authority)
@@ -161,7 +161,7 @@ def environment(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _token(environment: Mapping[str, str]) -> str | None:
-    """What is wrong with the token that Ray would use."""
+    """The problem of the token that Ray would use; None if there is none."""
     if environment.get("RAY_AUTH_TOKEN"):
         return None
     path = Path(environment.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
