@@ -245,13 +245,25 @@ def test_who_merges_changes_no_bit_and_is_timed():
     assert done.stdout.splitlines()[-1].startswith("100 parameters, 3 shares: driver ")
 
 
-@pytest.mark.slow  # starts a federation three times
-def test_rounds_over_links_are_timed_by_what_is_sent(capsys):
+@pytest.mark.slow  # starts a federation twice
+def test_rounds_over_links_are_timed_by_what_is_sent(capsys, monkeypatch):
     import bench_links
 
-    bench_links.main(bench_links.Settings(parameters=100, sites=2, rounds=1))
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == [
-        "float32",
-        "half",
-        "8 bits",
-    ]
+    monkeypatch.setenv(
+        "PYTHONPATH", str(REPOSITORY / "scripts")
+    )  # where sites find the study, as in links.sh
+    ways = ("float32", "EDEN 2 bits, model 4 bits")
+    bench_links.main(bench_links.Settings(parameters=100, sites=2, rounds=1, ways=ways))
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split(":")[0] for line in lines] == list(ways)
+    assert lines[0].endswith("a report 400 bytes, the model 400")
+
+
+def test_a_way_over_links_has_the_bytes_of_its_stages():
+    import bench_links
+
+    rows = 8192  # numbers that EDEN gives one scale
+    up, down = bench_links.bytes_of("EDEN 2 bits, model 4 bits", rows)
+    assert (up, down) == (rows * 2 / 8 + 8, rows * 4 / 8 + 8)
+    with pytest.raises(ValueError, match="there is no way morse"):
+        bench_links.main(bench_links.Settings(ways=("morse",)))
