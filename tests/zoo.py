@@ -445,6 +445,9 @@ ZOO: dict[str, Entry] = {
     "sparseloco": brief(lambda: algorithms.sparseloco(small(), SGD, 0.5)),
     "fedadamw": brief(lambda: algorithms.fedadamw(small(), 0.01, eps=1e-3)),
     "fedmuon": brief(lambda n: algorithms.fedmuon(small(), SGD, n)),
+    "fedmuon_aligned": brief(
+        lambda n: algorithms.fedmuon_aligned(small(), optax.sgd(0.1, momentum=0.9), 0.3)
+    ),
     "qffl": brief(lambda: algorithms.qffl(small(), 0.1, 1.0)),
     "term": brief(lambda: algorithms.term(small(), 0.5, SGD)),
     "afl": brief(lambda n: algorithms.afl(small(), SGD, 0.01, n)),

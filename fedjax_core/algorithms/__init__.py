@@ -38,6 +38,7 @@ from fedjax_core.algorithms.fedlesam import fedlesam
 from fedjax_core.algorithms.fedlin import fedlin
 from fedjax_core.algorithms.fedmgda import fedmgda
 from fedjax_core.algorithms.fedmuon import fedmuon
+from fedjax_core.algorithms.fedmuon_aligned import fedmuon_aligned
 from fedjax_core.algorithms.fednar import fednar
 from fedjax_core.algorithms.fednova import fednova
 from fedjax_core.algorithms.fedper import fedper
@@ -118,6 +119,7 @@ __all__ = [
     "fedlin",
     "fedmgda",
     "fedmuon",
+    "fedmuon_aligned",
     "fednar",
     "fednova",
     "fedopt",

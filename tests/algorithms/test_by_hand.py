@@ -238,7 +238,24 @@ def fedmuon():
     return x
 
 
+def fedmuon_aligned(gamma=0.3):
+    """Along the signs of the momenta, which all clients begin with the same."""
+    x, d, m = START2, np.zeros(2), np.zeros(2)
+    for cohort in COHORTS:
+        ends, momenta = [], []
+        for i in cohort:
+            y, own = x, m
+            for _ in range(T):
+                own = grad(i, y) + 0.8 * own
+                y = y - (1 - gamma) * LR * np.sign(own) + gamma * d
+            ends.append(y)
+            momenta.append(own)
+        x, d, m = mean(ends), (mean(ends) - x) / T, mean(momenta)
+    return x
+
+
 MOMENTUM = optax.sgd(LR, momentum=0.9)
+SIGNS = optax.chain(optax.trace(0.8), optax.scale_by_sign(), optax.scale(-LR))
 BY_HAND = {
     "fedsgd": (lambda: of.fedsgd(UNEVEN, SGD), fedsgd),
     "fedavgm": (lambda: of.fedavg(UNEVEN, SGD, optax.sgd(1.0, momentum=0.9)), fedavgm),
@@ -259,12 +276,14 @@ BY_HAND = {
     "sparseloco": (lambda: of.sparseloco(UNEVEN, SGD, 0.5, 0.8), sparseloco),
     "fedadamw": (lambda: of.fedadamw(UNEVEN, LR, 0.5, 0.1), fedadamw),
     "fedmuon": (lambda: of.fedmuon(UNEVEN, optax.sign_sgd(LR), N), fedmuon),
+    "fedmuon_aligned": (lambda: of.fedmuon_aligned(UNEVEN, SIGNS, 0.3), fedmuon_aligned),
 }
 
 
 @pytest.mark.proves(
     "fedsgd", "fedavgm", "feddyn", "fedadmm", "fedlin", "feddane", "mimelite", "fedexp", "fedcm", "fedvarp", "fedsam", "fedlesam",
     "scaffold_one", "fednar", "reptile", "diloco", "sparseloco", "fedadamw", "fedmuon",
+    "fedmuon_aligned",
     by="independent implementation: the paper's rounds in NumPy",
 )  # fmt: skip
 @pytest.mark.parametrize("name", BY_HAND)
@@ -289,6 +308,7 @@ SAME = {
     "diloco, no momentum": lambda: of.diloco(UNEVEN, SGD, optax.sgd(1.0)),
     "sparseloco, density=1": lambda: of.sparseloco(UNEVEN, SGD, 1.0, 0.0),
     "reptile, rate=1": lambda: of.reptile(UNEVEN, 1.0, SGD),
+    "fedmuon_aligned, gamma=0": lambda: of.fedmuon_aligned(UNEVEN, SGD, 0.0),
 }
 
 
@@ -301,6 +321,7 @@ SAME = {
     "diloco",
     "sparseloco",
     "reptile",
+    "fedmuon_aligned",
     by="identity: FedAvg",
 )
 @pytest.mark.parametrize("name", SAME)
@@ -359,6 +380,7 @@ MISTAKES = {
     "bound > 0": lambda: of.fednar(UNEVEN, 0.1, 0.0, SGD),
     "above 0 and at most 1, got 2": lambda: of.sparseloco(UNEVEN, SGD, 2.0),
     "fedmuon needs population": lambda: of.fedmuon(UNEVEN, SGD, 0),
+    "0 <= gamma <= 1, got 2": lambda: of.fedmuon_aligned(UNEVEN, SGD, 2.0),
 }
 
 
