@@ -312,6 +312,7 @@ def cox(
     parsed = read(formula)
     times, by = outcome(parsed), (strata,) if isinstance(strata, str) else tuple(strata)
     known = survey(source, (*parsed.columns, *by), (*parsed.categories, *by), missing)
+    times = times.known(known)
     whole = parsed.design(known.kinds, known.levels)
     pairs = [
         (name, one) for name, one in zip(whole.names, whole.expressions, strict=True) if name != "Intercept"

@@ -27,7 +27,7 @@ from fedjax_core.stats.families import FAMILIES
 from fedjax_core.stats.formula import Design, Formula, read
 from fedjax_core.stats.inference import Estimates
 from fedjax_core.stats.newton import Maximum, NoEstimate, inverse, maximise
-from fedjax_core.stats.survey import Missing, Surveyed, survey
+from fedjax_core.stats.survey import Missing, Surveyed, survey, truth
 from fedjax_core.stats.table import Table
 
 Family = Literal["binomial", "gaussian", "poisson", "negative binomial"]
@@ -237,7 +237,7 @@ def prepared(
     )
     return GlmMoments(
         formula.design(known.kinds, known.levels),
-        _outcome(formula, known),
+        truth(formula.outcomes[0], known),
         offset_expression,
         tuple(known.kinds),
         family,
@@ -253,20 +253,6 @@ def fit_steps(source: Source, step: GlmStep) -> Maximum:
     )
 
 
-def _outcome(formula: Formula, known: Surveyed) -> Expression:
-    """The outcome as a number; raises where it is text other than truth values."""
-    outcome = formula.outcomes[0]
-    if outcome[0] == "column" and known.kinds[outcome[1]] == "text":
-        levels = list(known.levels[outcome[1]])
-        if set(levels) <= {"False", "True"}:
-            return ["is", outcome[1], "True"]
-        raise ValueError(
-            f"the outcome {outcome[1]!r} is text, {', '.join(map(repr, levels[:5]))}: say which of it counts, as in "
-            f"'I({outcome[1]} == {levels[-1]!r}) ~ ...'"
-        )
-    return outcome
-
-
 def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) -> tuple[GlmStep, Sums]:
     """The first step, and the sums that set it: no effects, columns of size 1 and, with an intercept, mean
     0."""
@@ -275,6 +261,11 @@ def first_step(source: Source, moments: GlmMoments, alpha: float, outcome: str) 
         what = "0 or 1" if moments.family == "binomial" else "0 or more"
         raise ValueError(f"the outcome {outcome!r} must be {what}, and is not in {int(sums['wrong'])} rows")
     rows, names = max(1, int(sums["rows"])), moments.design.names
+    one = {"binomial": (0, rows), "gaussian": ()}.get(moments.family, (0,))
+    if int(sums["rows"]) and sums["y"] in one:
+        raise NoEstimate(
+            f"the outcome {outcome!r} is {sums['y'] / rows:g} in every row, so nothing can be said of what goes with it"
+        )
     mean, square = sums["x"] / rows, sums["xx"] / rows
     intercept = names.index("Intercept") if "Intercept" in names else None
     shift = (

@@ -35,12 +35,12 @@ class Estimates:
     @property
     def statistics(self) -> dict[str, float]:
         """{name: estimate over its standard error}."""
-        return self._named(self.estimates / self._errors)
+        return self._named(self._z)
 
     @property
     def p_values(self) -> dict[str, float]:
         """{name: two-sided p of the coefficient being 0}, by the normal distribution."""
-        return self._named(2 * norm.sf(np.abs(self.estimates / self._errors)))
+        return self._named(2 * norm.sf(np.abs(self._z)))
 
     @property
     def intervals(self) -> dict[str, tuple[float, float]]:
@@ -90,6 +90,13 @@ class Estimates:
     @property
     def _errors(self) -> np.ndarray:
         return np.sqrt(np.diag(self.covariance))
+
+    @property
+    def _z(self) -> np.ndarray:
+        """[P]: infinite where the error is 0, as of a line through all points."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z: np.ndarray = self.estimates / self._errors
+        return z
 
     def _named(self, numbers: Any) -> dict[str, float]:
         return dict(zip(self.names, map(float, numbers), strict=True))

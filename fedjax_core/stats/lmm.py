@@ -29,7 +29,7 @@ from fedjax_core.stats.base import Limits, Source, Sums, ask, count, names_of
 from fedjax_core.stats.expressions import Expression, check, evaluate
 from fedjax_core.stats.formula import Design, read
 from fedjax_core.stats.inference import Estimates
-from fedjax_core.stats.newton import check_independent
+from fedjax_core.stats.newton import NoEstimate, check_independent
 from fedjax_core.stats.survey import Missing, survey
 from fedjax_core.stats.table import Table
 
@@ -95,7 +95,7 @@ def lmm(
     maximum likelihood.
 
     Raises ValueError where values are missing (see `missing`), where there are fewer than two sites with
-    rows, and for columns that depend on one another.
+    rows or no site has two, and for columns that depend on one another.
     """
     if method not in ("reml", "ml"):
         raise ValueError(f'method={method!r} is not known: "reml" or "ml"')
@@ -111,6 +111,10 @@ def lmm(
             f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
         )
     n = np.array([int(one["rows"]) for one in site_sums if one["rows"]], np.float64)
+    if n.max() < 2:
+        raise NoEstimate(
+            "every site has one row, so what differs between sites and between rows is the same: use fc.stats.glm"
+        )
     mean = np.stack([one["mean"] for one in site_sums if one["rows"]])
     centred = np.sum([one["products"] for one in site_sums if one["rows"]], axis=0)
     shift = np.zeros(len(design.names) + 1)

@@ -27,7 +27,7 @@ class Maximum(NamedTuple):
     rounds: int
 
 
-_MOST, _HALVINGS = 100, 30
+_MOST, _HALVINGS, _FAR = 100, 30, 30.0
 
 
 def maximise(
@@ -57,6 +57,7 @@ def maximise(
                 break
             step = step / 2
         else:
+            _check_far(beta, names, what)
             raise NoEstimate(
                 f"the likelihood does not grow along any step from {beta.tolist()}; look at the sizes of the columns"
             )
@@ -64,6 +65,9 @@ def maximise(
         if abs(gain) < 1e-6 and grows.max() > 0.1:
             _endless([name for name, by in zip(names, grows, strict=True) if by > 0.1 * grows.max()], what)
         beta, site_sums, sums = beta + step, tried, after
+        if not (np.diag(sums["information"]) > 0).all():  # what is left of it is rounding
+            break
+    _check_far(beta, names, what)
     raise NoEstimate(
         f"no estimate after {_MOST} rounds; look for columns of very different sizes, or levels with few rows"
     )
@@ -102,6 +106,13 @@ def check_independent(information: np.ndarray, names: Sequence[str]) -> None:
         raise NoEstimate(
             f"{', '.join(map(repr, these))} depend on one another (one is made of the others): take one out of the formula"
         )
+
+
+def _check_far(beta: np.ndarray, names: Sequence[str], what: str) -> None:
+    """Raises where an effect is so large (e^30 for a standard deviation) that it only ended by rounding."""
+    far = np.abs(beta)
+    if far.max(initial=0.0) > _FAR:
+        _endless([name for name, by in zip(names, far, strict=True) if by > 0.1 * far.max()], what)
 
 
 def _endless(names: Sequence[str], what: str) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedjax_core.stats.base import HIDDEN, Limits, Source, Sums, TooFew, ask, count, names_of
+from fedjax_core.stats.expressions import Expression
 from fedjax_core.stats.table import KINDS, Table
 
 Missing = Literal["refuse", "drop"]
@@ -152,3 +153,18 @@ def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: st
     return {
         label: merged[label] for label in (sorted(merged) if kind == "text" else sorted(merged, key=float))
     }
+
+
+def truth(expression: Expression, known: Surveyed) -> Expression:
+    """The expression of an outcome or event as a number, where it is a column of truth values; raises ValueError
+    where the column is other text."""
+    if expression[0] != "column" or known.kinds[expression[1]] != "text":
+        return expression
+    name = expression[1]
+    levels = list(known.levels[name])
+    if set(levels) <= {"False", "True"}:
+        return ["is", name, "True"]
+    raise ValueError(
+        f"the outcome {name!r} is text, {', '.join(map(repr, levels[:5]))}: say which of it counts, as in "
+        f"'I({name} == {levels[-1]!r}) ~ ...'"
+    )

@@ -18,7 +18,7 @@ Reports 1966.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +29,7 @@ from fedjax_core.stats.base import Limits, Source, Sums, ask, count, total
 from fedjax_core.stats.expressions import Expression, check, evaluate
 from fedjax_core.stats.formula import Formula, read
 from fedjax_core.stats.inference import aligned
-from fedjax_core.stats.survey import Missing, survey
+from fedjax_core.stats.survey import Missing, Surveyed, survey, truth
 from fedjax_core.stats.table import Table
 
 
@@ -45,6 +45,11 @@ class Times:
     def __post_init__(self) -> None:
         for one in (self.time, self.event, self.entry or ["number", 0.0]):
             check(one)
+
+    def known(self, surveyed: Surveyed) -> "Times":
+        """The same with an event of truth values as a number; raises ValueError for an event that is other
+        text."""
+        return replace(self, event=truth(self.event, surveyed))
 
     def of(self, table: Table, grid: Sequence[float] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(time, event, entry) [rows]; a grid rounds times up, and those after its last to infinity."""
@@ -173,7 +178,8 @@ def event_times(
 
 
 def outcome(formula: Formula) -> Times:
-    """The `Times` of a formula's left side, "time, event" or "entry, time, event"."""
+    """The `Times` of a formula's left side, "time, event" or "entry, time, event", before it is known what the
+    columns hold (`Times.known`)."""
     if len(formula.outcomes) not in (2, 3):
         raise ValueError(
             f"{formula.text!r} needs 'time, event ~ ...', or 'entry, time, event ~ ...' on its left, got {len(formula.outcomes)} parts"
@@ -314,6 +320,7 @@ def counts_by_groups(
     parsed = read(formula)
     times, groups = outcome(parsed), groups_of(parsed)
     known = survey(source, parsed.columns, groups, missing)
+    times = times.known(known)
     labels = tuple(known.levels[groups[0]]) if groups else ("",)
     if grid is not None:
         grid_times = check_grid(grid)

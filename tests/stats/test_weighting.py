@@ -84,7 +84,7 @@ def test_the_effect_of_all_people_is_that_of_statsmodels(columns):
 
 @pytest.mark.parametrize(
     ("change", "formula", "said"),
-    [({}, "y ~ age", "'outcome, treatment ~ covariates'"), ({"t": np.ones(250)}, "y, t ~ age", "same in every row"),
+    [({}, "y ~ age", "'outcome, treatment ~ covariates'"), ({"t": np.ones(250)}, "y, t ~ age", "1 in every row"),
      ({"t": np.arange(250) % 3}, "y, t ~ age", "must be 0 or 1")],
 )  # fmt: skip
 def test_what_has_no_effect_says_why(columns, change, formula, said):
