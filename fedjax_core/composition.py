@@ -312,9 +312,13 @@ def check_metrics(composed: Round, columns: Columns, batch_size: int) -> tuple[s
     return _inspect_steps(composed, *_rows(columns, batch_size))[0]
 
 
-def protecting_steps(composed: Round, columns: Columns, batch_size: int) -> tuple[bool, ...]:
-    """Whether each exchange's steps draw noise that protects a client's examples (`keys.protecting`)."""
-    return _inspect_steps(composed, *_rows(columns, batch_size))[1]
+def protecting_steps(
+    composed: Round, columns: Columns, batch_size: int, sampled: bool = False
+) -> tuple[bool, ...]:
+    """Whether each exchange's steps draw noise that protects a client's examples (`keys.protecting`); with
+    `sampled`, whether the promise counts on batches that are Poisson samples."""
+    _, protecting, on_samples = _inspect_steps(composed, *_rows(columns, batch_size))
+    return on_samples if sampled else protecting
 
 
 def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]:
@@ -328,9 +332,9 @@ def _rows(columns: Columns, batch_size: int) -> tuple[Any, tuple[jax.ShapeDtypeS
 @remembered(maxsize=64)
 def _inspect_steps(
     composed: Round, structure: Any, rows: tuple[jax.ShapeDtypeStruct, ...]
-) -> tuple[tuple[str, ...], tuple[bool, ...]]:
-    """(the names of metrics, which exchanges' steps draw noise that protects examples); each step is traced
-    once for both."""
+) -> tuple[tuple[str, ...], tuple[bool, ...], tuple[bool, ...]]:
+    """(the names of metrics, which exchanges' steps draw noise that protects examples, of which of these the
+    promise counts on Poisson samples); each step is traced once for all."""
     mask: Any = jax.ShapeDtypeStruct((rows[0].shape[0],), jnp.float32)
     batch, key = Batch(jax.tree.unflatten(structure, rows), mask), keys.shape()
     state = state_shapes(composed)
@@ -339,7 +343,7 @@ def _inspect_steps(
         jax.eval_shape(task.evaluation, jax.eval_shape(task.init, key), batch), "the task's evaluation"
     )
     kinds: dict[str, Any] = {}
-    protecting = []
+    protecting, sampled = [], []
     reports = reports_of(composed)
     for e, exchange in enumerate(composed.algorithm.exchanges):
 
@@ -356,6 +360,7 @@ def _inspect_steps(
         )
         traced, (carry, gives) = jax.make_jaxpr(one, return_shape=True)(state, batch, key)
         protecting.append(keys.protects(traced.jaxpr))
+        sampled.append(keys.protects(traced.jaxpr, sampled=True))
         if not isinstance(gives, tuple) or len(gives) != 2 or hasattr(gives, "_fields"):
             raise TypeError(
                 f"{where} must return (carry, metrics), got {type(gives).__name__}: return carry, {{}} where there is no metric"
@@ -372,7 +377,7 @@ def _inspect_steps(
                 raise TypeError(
                     f"metric {name!r} is a Mean in one exchange and a Sum in another, which do not add: rename one of them"
                 )
-    return tuple(kinds), tuple(protecting)
+    return tuple(kinds), tuple(protecting), tuple(sampled)
 
 
 def _same(got: Any, expected: Any, what: str) -> None:

@@ -24,6 +24,7 @@ from fedjax_core.types import Array, Key
 
 _CLIENT, _SERVER, _INIT, _BROADCAST, _AGGREGATE, _UPDATE, _SHARED, _PAIR = range(8)  # what a run's key is for
 _MARK = "noise that protects examples"
+_SAMPLED = "noise that protects examples of Poisson batches"
 _STEP, _BEGIN, _ENCODE, _SECRET = range(4)  # what a client's key is for
 
 
@@ -109,21 +110,25 @@ def secret(client_key: Key, exchange: int) -> Key:
     return _fold(client_key, _SECRET, exchange)
 
 
-def protecting(key: Key) -> Key:
-    """A local step's key, marked for noise that protects the client's examples.
+def protecting(key: Key, sampled: bool = False) -> Key:
+    """A local step's key, marked for noise that protects the client's examples; `sampled`: the promise counts
+    on batches that are Poisson samples.
 
     The mark is in the step's jaxpr: a real site then draws all of the step by a secret of its own, a
     simulation by the run's key."""
+    mark = _SAMPLED if sampled else _MARK
     return jax.random.wrap_key_data(
-        checkpoint_name(jax.random.key_data(key), _MARK), impl=jax.random.key_impl(key)
+        checkpoint_name(jax.random.key_data(key), mark), impl=jax.random.key_impl(key)
     )
 
 
-def protects(jaxpr: Any) -> bool:
-    """Whether a step with this jaxpr draws noise by a `protecting` key."""
+def protects(jaxpr: Any, sampled: bool = False) -> bool:
+    """Whether a step with this jaxpr draws noise by a `protecting` key; with `sampled`, whether by one that
+    counts on Poisson samples."""
+    marks = {_SAMPLED} if sampled else {_MARK, _SAMPLED}
     return any(
-        (eqn.primitive.name == "name" and eqn.params["name"] == _MARK)
-        or any(protects(inner) for inner in _inner(list(eqn.params.values())))
+        (eqn.primitive.name == "name" and eqn.params["name"] in marks)
+        or any(protects(inner, sampled) for inner in _inner(list(eqn.params.values())))
         for eqn in jaxpr.eqns
     )
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_core import tree
-from fedjax_core.privacy import clipping
+from fedjax_core.privacy import clipping, normal
 from fedjax_core.privacy.gaussian import check
 from fedjax_core.settings import with_settings
 from fedjax_core.types import Array, Key, Message, Own, Update
@@ -89,7 +89,7 @@ def adaptive_gaussian(clip: adaptive, noise: float, cohort: float) -> Stage:
 
     def finish(state: Any, value: Counted, info: Info, key: Key) -> tuple[Update, Any]:
         noisy = clipping.add_normal(value.update, of_updates * state, info.secret)
-        counted = value.within + by * jax.random.normal(jax.random.fold_in(info.secret, 2**31))
+        counted = value.within + by * normal.normals(jax.random.fold_in(info.secret, 2**31), [()])[0]
         share = counted / cohort + 0.5
         return tree.scale(1 / cohort, noisy), state * jnp.exp(-clip.rate * (share - clip.quantile))
 

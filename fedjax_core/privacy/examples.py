@@ -22,7 +22,7 @@ they protect from those who see models and updates and neither of these. A real 
 draw by a secret that the operating system gave it, so the noise of "passes" holds against the coordinator,
 too: the same request gets the same bytes, another one, as of a run that goes on from an earlier model, new
 noise, which tells anew. Its audit log has which draw each update is of. Sites make their batches themselves,
-of passes: "poisson" is for simulations.
+of passes: "poisson" is for simulations, and sites refuse it.
 
 >>> private = example_level(clip=1.0, noise=8.0, batch_size=20, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -77,7 +77,9 @@ class ExampleLevel:
     @cached_property
     def gradient(self) -> Any:
         """For an algorithm's `gradient=`."""
-        return noisy_gradient(self.clip, self.noise, self.batch_size, self.microbatch, self.cap)
+        return noisy_gradient(
+            self.clip, self.noise, self.batch_size, self.microbatch, self.cap, self.sampling == "poisson"
+        )
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -214,12 +216,18 @@ def _at_once(size: int, rows: Any) -> int:
 
 
 def noisy_gradient(
-    clip: float, noise: float, batch_size: int, microbatch: int | None = None, cap: int | None = None
+    clip: float,
+    noise: float,
+    batch_size: int,
+    microbatch: int | None = None,
+    cap: int | None = None,
+    sampled: bool = False,
 ) -> Any:
     """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave
     without noise).
 
-    Sums are divided by `batch_size`; a batch has at most `cap` examples, by default as many.
+    Sums are divided by `batch_size`; a batch has at most `cap` examples, by default as many. `sampled`: the
+    account counts on Poisson samples, so real sites, which draw none, refuse it.
     """
     most = cap or batch_size
 
@@ -254,7 +262,7 @@ def noisy_gradient(
             total = clipping.clipped_sum(of_each(*whole), batch.mask, clip)
         else:
             total, _ = lax.scan(add, tree.wide(tree.zeros_like(params)), parts)
-        noisy = clipping.add_normal(total, noise * clip, keys.protecting(key))
+        noisy = clipping.add_normal(total, noise * clip, keys.protecting(key, sampled))
         return tree.like(tree.scale(1 / batch_size, noisy), params), {}
 
     return of_a_batch

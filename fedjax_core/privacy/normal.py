@@ -3,10 +3,11 @@
     a, b = threefry2x32(key, (row, column))                 20 rounds, for each number by itself
     z    = sqrt(-2 log u(a)) cos(2 pi u(b))                 u: a word as a number in (0, 1]
 
-All noise of `fc.privacy` is drawn here, in lanes and at real sites alike: equal keys give equal noise on every
+All normal noise of `fc.privacy` is drawn here, in lanes and at real sites alike: equal keys give equal noise on every
 backend. The cipher is that of `jax.random` (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC
 2011), with all its rounds, so noise is as hard to tell as that of `jax.random.normal` by the same key. A
-generator that is no cipher (Philox, XLA's) would serve a simulation, but not a real site, whose key is secret.
+generator that is no cipher (Philox, XLA's) would serve a simulation, but not a real site, whose key is secret;
+and XLA's gives other numbers in several lanes than in one.
 
 Drawn by `jax.random.normal`, a number takes 6.5 ns on one core of an AMD EPYC, and here 3.3: each number is an
 element of one fused loop, which XLA computes in vector registers, and all 32 bits of a word are used. The

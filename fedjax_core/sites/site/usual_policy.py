@@ -60,11 +60,15 @@ def metrics_of(study: Study, clients: Clients) -> list[str]:
 
 
 def protecting(study: Study, clients: Clients) -> tuple[bool, ...]:
-    """For each exchange, whether its steps draw protecting noise; raises if departments would draw it
-    openly."""
-    draws_noise = protecting_steps(
-        study.round, narrow(preprocessing.one_row(study.prepare, clients)), study.batch_size
-    )
+    """For each exchange, whether its steps draw protecting noise; raises if departments would draw it openly,
+    or if its promise counts on Poisson samples, which sites do not draw."""
+    columns = narrow(preprocessing.one_row(study.prepare, clients))
+    draws_noise = protecting_steps(study.round, columns, study.batch_size)
+    if any(protecting_steps(study.round, columns, study.batch_size, sampled=True)):
+        raise ValueError(
+            'the promise of the study\'s steps (fc.privacy.example_level, sampling="poisson") counts on batches that are Poisson samples, '
+            'and sites go through their data in passes, which tell more: take sampling="passes", or a simulation'
+        )
     if study.departments and any(draws_noise):
         raise ValueError(
             "the steps of the study draw noise that protects examples (fc.privacy.example_level), and departments draw by the run's key, "

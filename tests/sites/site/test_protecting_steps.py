@@ -77,6 +77,18 @@ def test_departments_which_draw_by_the_runs_key_are_refused():
         fc.Federation(NOISY, files, batch_size=BATCH, epochs=EPOCHS, transport="in-process", departments=True)
 
 
+def test_a_promise_that_counts_on_poisson_batches_is_refused_at_sites():
+    """They go through their data in passes, of which an epsilon of Poisson samples says too little."""
+    sizes = [len(of["y"]) for of in columns()[:2]]
+    sampled = fc.privacy.example_level(
+        clip=1.0, noise=2.0, batch_size=2, rounds=4, steps=3, sampling="poisson", sizes=sizes, delta=1e-3
+    )
+    composed = fc.compose(fc.algorithms.fedavg(task(), optax.sgd(0.1), gradient=sampled.gradient))
+    files = [SiteFile(name=name, data=of) for name, of in zip(NAMES, columns()[:2], strict=False)]
+    with pytest.raises(ValueError, match='which tell more: take sampling="passes", or a simulation'):
+        fc.Federation(composed, files, batch_size=sampled.cap, steps=3, transport="in-process")
+
+
 def test_only_steps_that_protect_examples_are_known_as_such():
     from fedjax_core.composition import protecting_steps
 
