@@ -1,11 +1,11 @@
-"""LoRA: matrices of a pretrained model move by products of two thin ones, which are all that is trained and
+"""LoRA: matrices of a pretrained model change by products of two thin ones, and only these are trained and
 sent.
 
     W' = W + scale a b        a [in, rank], b [rank, out] = 0 at first; scale = alpha / rank, or alpha / sqrt(rank)
 
-The task that `lora` makes has the factors for parameters, and the weights that they adapt: a server may then
-move what clients could not agree on into the weights (`fc.algorithms.fedex`, `flora`). With any other
-algorithm train the factors alone:
+The parameters of a task by `lora` are the factors and the weights that they adapt: a server can then move the
+error of averaged factors into the weights (`fc.algorithms.fedex`, `flora`). With any other algorithm train
+the factors only:
 
     begun = task.init(key)
     fedavg(train_only(task, begun, "a", "b"), ...)        FedIT: the factors are averaged, each by itself
@@ -40,8 +40,7 @@ from fedjax_core.types import Array, Key, Params
 
 
 class LowRank(NamedTuple):
-    """Weights of a model, and the factors by which they move; None in the place of all leaves that are not
-    adapted."""
+    """Weights of a model, and the factors of their change; None for all leaves that are not adapted."""
 
     base: Params
     a: Params  # leaves [in, rank], where a weight is [..., out] and `in` the product of all axes but the last
@@ -51,7 +50,7 @@ class LowRank(NamedTuple):
 
     @property
     def weights(self) -> Params:
-        """The weights that the model is computed with, base + scale a b."""
+        """The weights that the model uses, base + scale a b."""
         return jax.tree.map(
             lambda w, a, b: w + self.scale.astype(w.dtype) * (a @ b).reshape(w.shape),
             self.base,
@@ -69,13 +68,13 @@ def lora(
     rank_stabilised: bool = False,
     full: Sequence[str] = (),
 ) -> Task:
-    """The task that adapts the leaves of `params` under these names, as "Dense_1/kernel", by factors of this
-    rank.
+    """The task that adapts the leaves of `params` under these names, such as "Dense_1/kernel", by factors of
+    this rank.
 
-    Leaves have two axes or more, of which the last is the output. `alpha` is `rank` where it is not given,
-    for a scale of 1. The leaves under the names in `full`, such as a new head, are trained themselves, and
-    are parameters too: `train_only(task, begun, "a", "b", "full")`. All others stay as they are in `params`,
-    and are arguments of each compiled program, as those of `train_only`."""
+    Leaves have two axes or more; the last one is the output. `alpha` is by default `rank`, for a scale of 1.
+    The leaves under the names in `full`, such as a new head, are trained themselves, and are parameters too:
+    `train_only(task, begun, "a", "b", "full")`. All others stay as they are in `params`, and are arguments of
+    each compiled program, as with `train_only`."""
     if not names or rank < 1:
         known = ", ".join(map(repr, tree.names(params)))
         raise ValueError(
@@ -107,8 +106,8 @@ def lora(
 
 
 def begin(key: Key, adapted: LowRank, rank: int) -> LowRank:
-    """The same weights with new factors: a drawn from +-1 / sqrt(in), evenly, and b zero, so that the model
-    is what its base is."""
+    """The same weights with new factors: a uniform within +-1 / sqrt(in), and b zero, so that the model
+    equals its base."""
     leaves, structure = jax.tree.flatten(adapted.base)
     drawn: list[Any] = []
     for one, w in zip(jax.random.split(key, len(leaves)), leaves, strict=True):

@@ -1,12 +1,12 @@
-"""Agnostic federated learning: one model for the worst mixture of the clients, whose shares go up where the
+"""Agnostic federated learning: one model for the worst mixture of the clients, in which shares grow where the
 loss is large.
 
     exchange 1 (silent)    F_i = f_i(x)                           one pass; the loss stays with the client
     exchange 2             y_i <- local steps from x
     server                 x <- sum_i l_i y_i / sum_i l_i,        l <- nearest point of the simplex to (l + rate F)
 
-Mohri, Sivek and Suresh, "Agnostic Federated Learning", ICML 2019, figure 2. The losses are numbers that the
-server reads client by client; of who does not take part, the share goes down only by what others gain.
+Mohri, Sivek and Suresh, "Agnostic Federated Learning", ICML 2019, figure 2. The server reads the losses
+client by client; the share of an absent client falls only by what others gain.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -36,8 +36,8 @@ class Global(NamedTuple):
 
 @scheduled("task", "local", "rate")
 def afl(task: Task, local: optax.GradientTransformation, rate: float, population: int) -> Algorithm:
-    """AFL for `population` clients, whose shares begin alike and move by `rate`; a rate of 0 is FedAvg of
-    clients who count alike."""
+    """AFL for `population` clients, whose shares begin equal and move by `rate`; a rate of 0 is FedAvg with
+    clients weighted alike."""
     if population < 1:
         raise ValueError(f"afl needs population >= 1, got {population}")
     begin, step = local_training(task, local, start=lambda told, own: told.message)

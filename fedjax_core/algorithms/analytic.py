@@ -5,8 +5,8 @@ pooled, in one message.
     W   = (sum_i G_i + ridge I)^-1 sum_i C_i           whoever the examples belong to
 
 He et al., "AFL: A Single-Round Analytic Approach for Federated Learning with Pre-trained Models", CVPR 2025.
-Sums of clients add, so the server goes on from round to round: let each client take part once. `forget` takes
-a client out again.
+Clients' sums add, so the server accumulates from round to round: let each client take part once. `forget`
+removes a client again.
 
 >>> import jax.numpy as jnp
 >>> algorithm = analytic(lambda batch: batch["x"], width=3, classes=2, ridge=1.0)
@@ -28,14 +28,14 @@ from fedjax_core.work import ONCE
 
 
 class Sums(NamedTuple):
-    """What a client sends, and the sum of all that was sent."""
+    """A client's sums, or those of all clients so far."""
 
     gram: Array  # [d, d]
     cross: Array  # [d, C]
 
 
 class Global(NamedTuple):
-    """The head {"w": [d, C]}, and the sums that it comes of."""
+    """The head {"w": [d, C]}, and the sums that it is computed from."""
 
     params: Params
     sums: Sums
@@ -88,6 +88,6 @@ def head(sums: Sums, ridge: float) -> Params:
 
 
 def forget(server: Global, sums: Sums, ridge: float) -> Global:
-    """The server as it would be without the client whose sums these are."""
+    """The server without the client that sent these sums."""
     left = tree.sub(server.sums, sums)
     return Global(head(left, ridge), left)

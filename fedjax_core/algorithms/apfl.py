@@ -1,4 +1,5 @@
-"""APFL: each client uses a mixture of the global model and one of its own, in proportions that it may learn.
+"""APFL: each client uses a mixture of the global model and a model of its own, in proportions that it may
+learn.
 
     y   <- y - lr g(y)                                      local steps from y = x, averaged as in FedAvg
     v_i <- v_i - lr a_i g(m),  m = a_i v_i + (1 - a_i) y    on the same batches; v_i and a_i stay with the client
@@ -27,14 +28,14 @@ from fedjax_core.types import Array, Batch, Key, Params, known
 
 
 class Own(NamedTuple):
-    """What a client keeps: its model v_i, and the share a_i of it that it uses."""
+    """A client's state: its model v_i, and the share a_i of it that it uses."""
 
     params: Params
     share: Array
 
 
 class Both(NamedTuple):
-    """What a client carries: its steps towards the global model, and what it keeps."""
+    """A client's carry: its steps from the global model, and its state."""
 
     shared: Local
     own: Own
@@ -79,7 +80,7 @@ def apfl(task: Task, lr: float, alpha: float = 0.5, rate: float = 0.0, **rest: A
 
 
 def mixture(own: Own, params: Params) -> Params:
-    """The model that a client uses beside this global one."""
+    """The model that a client uses with this global model."""
     return jax.tree.map(
         lambda v, x: own.share.astype(x.dtype) * v + (1 - own.share.astype(x.dtype)) * x, own.params, params
     )

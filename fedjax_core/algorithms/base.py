@@ -1,5 +1,5 @@
-"""What an algorithm is: a server, and for each exchange of a round what it broadcasts, what a client does,
-what it learns.
+"""The interface of algorithms: a server, and for each exchange of a round the broadcast, the client's work,
+and the server's update.
 
     server --broadcast--> message --begin/step.../finish--> Report --(uplink, aggregator)--> Aggregate --update--> server
 
@@ -22,34 +22,31 @@ from fedjax_core.work import TRAIN, Work
 
 
 class Seen(NamedTuple):
-    """What a client had to work on in one exchange, and what it did."""
+    """The work of a client in one exchange: its examples, and the steps that it took."""
 
-    examples: (
-        Array  # float32: all of the client's examples, however often it went through them, be it not once
-    )
-    # float32: the local steps that it did, fewer than asked for where its time was limited
+    examples: Array  # float32: the client's number of examples, whatever the number of passes
+    # float32: the local steps that it took, fewer than requested if its time was limited
     # (sites/site/time_limit.py)
     steps: Array
 
 
 class Report(NamedTuple):
-    """What a client brings back: an update and its weight for the aggregator, and what it keeps itself."""
+    """A client's report: an update and its weight for the aggregator, and the client's new state."""
 
     update: Update
     weight: Array  # float32 scalar >= 0
     own: Own
-    # small numbers that the server sees client by client, past the stages: steps taken, a loss
+    # small numbers that the server sees client by client, without the stages: steps taken, a loss
     stats: Mapping[str, Array] = {}
-    # what only `finish` knows; logged and summed like a step's, under other names
+    # metrics known only in `finish`; logged and summed like a step's, under other names
     metrics: Mapping[str, Mean | Sum] = {}
     slot: Array | int = 0  # which of the exchange's `slots` the update is for
 
 
 class Each(NamedTuple):
-    """What the server knows of each client of a cohort of K places, of which some may be empty.
+    """The server's knowledge of the single clients of a cohort of K places, some of which may be empty.
 
-    How many empty places there are, and in what order clients stand, is up to the backend: they must not
-    matter."""
+    The backend decides the number of empty places and the order of clients: they must not matter."""
 
     stats: dict[str, Array]  # leaves [K, ...]; zeros where nobody reported
     weight: Array  # [K] float32; 0 where nobody reported
@@ -57,11 +54,11 @@ class Each(NamedTuple):
 
 
 class Aggregate(NamedTuple):
-    """What the server learns from one exchange."""
+    """The result of one exchange for the server."""
 
     value: Update
-    """The reports as the aggregator and the uplink's stages made one of them; leaves [slots, ...] where the
-    exchange has `slots`, [K, ...] where it asks for all reports."""
+    """The aggregated reports, after the uplink's stages; leaves [slots, ...] if the exchange has `slots`, [K,
+    ...] if it asks for all reports."""
     weight: Array  # float32: sum of the weights
     clients: Array  # float32: how many clients are in it
     key: Key  # for the server's draws in this exchange of this round
@@ -69,24 +66,25 @@ class Aggregate(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What one client is told where the exchange has an `address`: what all are told, and what is for this
-    one alone."""
+    """The message to one client in an exchange with an `address`: the part for all, and the part for this
+    client alone."""
 
     message: Message
     mine: Any
 
 
 class Addressed(NamedTuple):
-    """What the server sends in an exchange with an `address`: to all clients, and to each of K by itself."""
+    """The server's message in an exchange with an `address`: a part for all clients, and a row for each of
+    K."""
 
     message: Any
     rows: Any  # leaves [K, ...]
 
 
 class Client(NamedTuple):
-    """What one client does in one exchange; `Message` is a `Told` where the exchange has an `address`.
+    """A client's work in one exchange; `Message` is a `Told` if the exchange has an `address`.
 
-    Messages are shared by all clients, so nothing of them need go into the carry.
+    Messages are shared by all clients, so the carry need not hold any of them.
     """
 
     begin: Callable[[Message, Own, Key], Carry]
@@ -102,18 +100,18 @@ class Exchange(NamedTuple):
     update: Callable[[Server, Aggregate], Server] | None
     """None makes the exchange silent: clients change only what they keep, and no report leaves them."""
     work: Work = TRAIN
-    """`TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as stored; or an amount
-    of the exchange's own."""
+    """The amount of work: `TRAIN` follows the run's epochs or steps, `ONCE` takes each example once and as
+    stored; or an amount of its own."""
     reports: Literal["any", "mean", "all"] = "any"
-    """How reports may meet: by any rule; only as a weighted mean, where each fills in one part of several; or
-    not at all, where the server needs every one of them (`fc.aggregators.stack`). `compose` refuses other
-    aggregators."""
+    """How reports may be aggregated: by any rule; only as a weighted mean, if each fills in one part of
+    several; or not at all, if the server needs every one of them (`fc.aggregators.stack`). `compose` refuses
+    other aggregators."""
     slots: int = 1
-    """Above 1, the aggregator makes so many values, each of the reports that named it in `Report.slot`."""
+    """The number of aggregated values; above 1, each is made of the reports that name it in `Report.slot`."""
     address: Callable[[Server, Array], Any] | None = None
-    """(server, positions [K] of clients) -> what each is told besides the message, leaves [K, ...]; `begin`,
-    `step` and `finish` are then given `Told(message, mine)`. An empty place has the position N, and nobody
-    reads its row. No stage of the downlink treats it, and real sites can read the rows of all."""
+    """(server, positions [K] of clients) -> each client's own part of the message, leaves [K, ...]; `begin`,
+    `step` and `finish` then get `Told(message, mine)`. An empty place has the position N, and nobody reads
+    its row. The downlink's stages do not encode it, and real sites can read the rows of all."""
 
 
 UNNAMED = "this algorithm"
@@ -125,22 +123,22 @@ class Algorithm(NamedTuple):
     task: Task
     init_params: Callable[[Key], Params]
     init: Callable[[Params], Server]  # the result has a field `params`, the global model
-    init_client: Callable[[Params], Own]  # what a client keeps before its first round; () for nothing
+    init_client: Callable[[Params], Own]  # a client's state before its first round; () for none
     exchanges: tuple[Exchange, ...]
     personal: Callable[[Server, Own], Params] | None = None
-    """The model a client would use; None: the global one."""
+    """The model that a client uses; None: the global one."""
     population: int | None = None
-    """Of how many clients it is, where its numbers depend on that; who runs it refuses another number."""
+    """The number of clients, if its numbers depend on that; backends refuse another number."""
     name: str = UNNAMED
-    """What errors, audit logs and reports call it; where it is not given, `compose` calls it like the
-    function that made it."""
+    """The name in errors, audit logs and reports; by default that of the function that made it
+    (`compose`)."""
     settings: Settings = Settings()
-    """What it was made with, by the names of the arguments."""
+    """The arguments that it was made with, by name."""
 
 
 def named(algorithm: Algorithm) -> Algorithm:
-    """The algorithm itself where it has a name; else under the name of the user's function in which its own
-    were defined."""
+    """The algorithm with a name: its own, or that of the user's function in which its functions were
+    defined."""
     if algorithm.name != UNNAMED:
         return algorithm
     functions = [
@@ -154,7 +152,7 @@ def named(algorithm: Algorithm) -> Algorithm:
 
 
 def told(message: Any, place: Array | int) -> Message:
-    """What the client at this place of the cohort is told, of what a client listens to."""
+    """The message to the client at this place of the cohort, from the message for all."""
     return (
         Told(message.message, tree.take(message.rows, jnp.asarray(place)))
         if isinstance(message, Addressed)
@@ -163,7 +161,7 @@ def told(message: Any, place: Array | int) -> Message:
 
 
 def message_of(exchange: Exchange, server: Server) -> Message:
-    """What the first client of a population is told, where no downlink treats it."""
+    """The message to the first client of a population, without a downlink."""
     message = exchange.broadcast(server)
     if exchange.address is None:
         return message
@@ -171,8 +169,8 @@ def message_of(exchange: Exchange, server: Server) -> Message:
 
 
 def check_report(report: Any, where: str) -> Report:
-    """The report itself; raises TypeError where `where`, a client's finish, gave no Report, or one whose
-    parts are no arrays."""
+    """The report, checked: raises TypeError where `where`, a client's finish, gave no Report, or one with
+    parts that are not arrays."""
     if not isinstance(report, Report):
         raise TypeError(
             f"{where} must return a Report, got {type(report).__name__}: write Report(update, weight=seen.examples, own=own)"
@@ -187,8 +185,8 @@ def check_report(report: Any, where: str) -> Report:
 
 
 def check_own(own: Own, where: str) -> Own:
-    """What a client keeps, itself; raises TypeError where a leaf is no array, of which there could be none
-    for each client."""
+    """A client's state, checked: raises TypeError where a leaf is not an array, so that there could not be
+    one for each client."""
     for leaf in jax.tree.leaves(own):
         if not hasattr(leaf, "dtype"):
             way_out = (
@@ -203,7 +201,7 @@ def check_own(own: Own, where: str) -> Own:
 
 
 def nothing(params: Params) -> Own:
-    """`init_client` of an algorithm whose clients keep nothing."""
+    """The `init_client` of an algorithm whose clients keep nothing."""
     return ()
 
 
@@ -218,7 +216,7 @@ def uniform(seen: Seen) -> Array:
 
 
 def gradient(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
-    """The gradient of the batch's mean loss, and the loss as a metric weighed by the examples in it."""
+    """(the gradient of the batch's mean loss, the loss as a metric weighted by the number of examples)."""
     value, grads = jax.value_and_grad(task.mean_loss)(params, batch, key)
     examples = jnp.sum(batch.mask)
     return grads, {"loss": Mean(value.astype(jnp.float32) * examples, examples)}

@@ -8,8 +8,8 @@ The algorithms here take a function of the round for most of their arguments (`s
     fedprox(task, mu=optax.linear_schedule(0.1, 0.0, 100), local=optax.sgd(0.1))
     fedavg(lambda round: task_with_dropout(0.5 * 0.9**round), local=optax.sgd(0.1))
 
-A schedule inside a client's own optimiser counts the client's steps, and begins anew at every client and in
-every round. This one goes by the rounds of the run. Rounds in which nobody reported do not count.
+A schedule inside a client's optimiser counts the client's steps, and begins anew at every client and in every
+round; this one counts the rounds of the run. Rounds in which nobody reported do not count.
 
 >>> import jax.numpy as jnp, optax
 >>> from fedjax_core import models
@@ -33,7 +33,7 @@ from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Se
 
 
 class Counted(NamedTuple):
-    """What the algorithm's server keeps, and how many rounds were concluded."""
+    """The server's state, and the number of rounds concluded."""
 
     inner: Server
     round: Array  # int32
@@ -45,15 +45,15 @@ class Counted(NamedTuple):
 
 
 class Dated(NamedTuple):
-    """A message, and of which round it is."""
+    """A message with its round."""
 
     inner: Message
     round: Array  # float32
 
 
 def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
-    """The algorithm that `build(round)` gives for each round; only numbers may depend on the round, not
-    shapes or what is kept."""
+    """The algorithm that is `build(round)` in each round; only numbers may depend on the round, not shapes or
+    the structure of states."""
     first = build(0.0)
     if not isinstance(first, Algorithm):
         raise TypeError(
@@ -117,7 +117,7 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
 
 
 def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
-    """Lets the arguments of these names be functions of the round, and has the algorithm say its name and
+    """Lets the arguments of these names be functions of the round, and records the algorithm's name and
     settings.
 
     `algorithm(..., mu=f)` is then `by_round(lambda round: algorithm(..., mu=f(round)))`. An optax schedule is

@@ -1,12 +1,12 @@
-"""Clustered federated learning: once a cluster's mean stands still and its clients pull apart, it splits in
+"""Clustered federated learning: a cluster whose mean stands still while its clients pull apart is split in
 two by their directions.
 
     y_i <- local steps from x_c,  c the cluster of client i,   d_i = y_i - x_c,   x_c <- x_c + mean of d_i in c
     split c where  |mean of d_i| < still  and  max |d_i| > apart:  in the two parts whose largest cosine across is least
 
-That bipartition is single linkage: the tree of largest cosines, without its weakest edge. Clients need not
-know k, as IFCA's do, and are sent all models as those are; the server sees every update, and all clients of a
-cluster are to be there when it splits.
+That bipartition is single linkage: the tree of largest cosines, without its weakest edge. Unlike in IFCA the
+number of clusters need not be known; as there, clients are sent all models. The server sees every update, and
+all clients of a cluster should be present when it splits.
 
 Sattler, Müller and Samek, "Clustered Federated Learning: Model-Agnostic Distributed Multitask Optimization
 Under Privacy Constraints", IEEE TNNLS 2021, algorithms 1 and 3.
@@ -41,7 +41,7 @@ from fedjax_core.types import Array, Params
 
 
 class Global(NamedTuple):
-    """The mean over clients of their clusters' models, the models, and who is where."""
+    """The mean over clients of their clusters' models, the models, and each client's cluster."""
 
     params: Params
     models: Params  # leaves [clusters, ...]
@@ -58,8 +58,8 @@ def cfl(
     still: float,
     apart: float,
 ) -> Algorithm:
-    """CFL of `population` clients in at most so many `clusters`, which split by the norms `still` and `apart`
-    of changes in a round."""
+    """CFL of `population` clients in at most `clusters` clusters, which split by the norms `still` and
+    `apart` of changes in a round."""
     at_least(1, population=population, clusters=clusters)
     if not 0 < still < apart:
         raise ValueError(
@@ -125,8 +125,8 @@ def cfl(
 
 
 def bipartition(alike: Array, here: Array) -> Array:
-    """[K] bool: one of the two parts of those `here`, of which the largest of `alike` [K, K] across is
-    least."""
+    """[K] bool: one of the two parts of the clients `here` for which the largest of `alike` [K, K] across
+    them is least."""
     both = here[:, None] & here[None]
 
     def through(k: int, linked: Array) -> Array:

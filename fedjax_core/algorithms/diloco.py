@@ -1,5 +1,5 @@
-"""DiLoCo: workers train for many steps by an optimiser that they keep, and the server moves with Nesterov
-momentum.
+"""DiLoCo: workers train for many steps with an optimiser that keeps its state, and the server moves with
+Nesterov momentum.
 
     y <- y - inner(g(y); s_i)               H local steps from y = x; the optimiser's state s_i stays with the worker
     x <- x + outer(mean(y_i - x))           workers count alike
@@ -31,8 +31,8 @@ def diloco(
     outer: optax.GradientTransformation | None = None,
     **rest: Any,
 ) -> Algorithm:
-    """`fedavg` whose clients keep their optimiser `inner`; the rest of the arguments are fedavg's. `steps=`
-    of the simulator is H.
+    """`fedavg` with clients that keep the state of their optimiser `inner`; the other arguments are fedavg's.
+    `steps=` of the simulator is H.
 
     A schedule within `inner` goes on over the rounds, as its state does. `outer`: `optax.sgd(0.7, 0.9,
     nesterov=True)` where not given."""

@@ -1,5 +1,5 @@
-"""Ditto: beside the global model each client trains one of its own, which is drawn to the global one and
-never sent.
+"""Ditto: beside the global model each client trains a model of its own, which is pulled towards the global
+one and never sent.
 
     y   <- y - local(g(y))                           local steps from y = x, averaged as in FedAvg
     v_i <- v_i - local(g(v_i) + lam (v_i - x))       on the same batches; stays with the client, which uses it
@@ -27,7 +27,7 @@ from fedjax_core.types import Batch, Key, Own, Params, known
 
 
 class Both(NamedTuple):
-    """What a client carries: its steps towards the global model, and those of its own."""
+    """A client's carry: its steps from the global model, and those of its own model."""
 
     shared: Local
     personal: Local
@@ -35,8 +35,7 @@ class Both(NamedTuple):
 
 @scheduled("task", "lam", "local", "server")
 def ditto(task: Task, lam: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg`, and a model of each client's own with pull `lam` >= 0; the rest of the arguments are
-    fedavg's.
+    """`fedavg`, with a model of each client's own and pull `lam` >= 0; the other arguments are fedavg's.
 
     The metric `loss` is that of the global model, `personal_loss` that of clients' own, both as they train.
     """

@@ -1,12 +1,12 @@
-"""FedAdamW: AdamW at the clients, who begin with the mean of their second moments, and are drawn along the
-way of all.
+"""FedAdamW: AdamW at the clients, which begins with the mean of their second moments and is pulled along the
+mean step of all.
 
     m <- b1 m + (1 - b1) g(y),   v <- b2 v + (1 - b2) g(y)^2            from m = 0 and v = vbar
     y <- y - lr (m' / (sqrt(v') + eps) + alpha D + decay y)             local steps k = 1, 2, ... from y = x
     x <- mean of y_i,   D <- -mean(y_i - x) / (lr mean T_i),   vbar <- mean of v_i, block by block
 
 with m' = m / (1 - b1^k) and v' = v / (1 - b2^t), where t counts the steps of all rounds. A block of v is a
-leaf of the model, of which one number is sent.
+leaf of the model, for which one number is sent.
 
 Liu et al., "FedAdamW: A Communication-Efficient Optimizer with Convergence and Generalization Guarantees for
 Federated Large Models", AAAI 2026, algorithm 2; blocks there are finer in attention.
@@ -58,7 +58,7 @@ class Local(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a client reports."""
+    """A client's update."""
 
     params: Any
     second: Any
@@ -77,8 +77,8 @@ def fedadamw(
     block: Callable[[Array], Array] = jnp.mean,
     weighting: Callable[[Seen], Array] = uniform,
 ) -> Algorithm:
-    """FedAdamW with local step size `lr`. `block`: a leaf of v -> what is sent of it, which fits into the
-    leaf's shape by broadcasting.
+    """FedAdamW with local step size `lr`. `block`: a leaf of v -> the array sent for it, which must broadcast
+    to the leaf's shape.
 
     `jnp.mean` sends a number for each leaf, and `lambda v: v` all of it.
     """
@@ -134,5 +134,5 @@ def fedadamw(
 
 
 def _unbiased(decay: float, steps: Array) -> Array:
-    """1 - decay^steps, to all digits: in float32 the difference itself is off by 6e-5 for 0.999^1."""
+    """1 - decay^steps with all digits: the plain difference in float32 is off by 6e-5 for 0.999^1."""
     return -jnp.expm1(steps * jnp.log1p(decay - 1))

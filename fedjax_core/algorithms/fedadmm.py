@@ -5,9 +5,9 @@
     x   <- x + server_lr mean of the change of (w_i + u_i / rho)
 
 Gong, Li and Freris, "FedADMM: A Robust Federated Deep Learning Framework with Adaptivity to System
-Heterogeneity", ICDE 2022. With everybody in every round and `server_lr=1` the server has the mean of w_i +
-u_i / rho, which is FedPD with eta = 1 / rho whose clients always meet: Zhang et al., "FedPD: A Federated
-Learning Framework with Adaptivity to Non-IID Data", 2021.
+Heterogeneity", ICDE 2022. With all clients in every round and `server_lr=1` the server has the mean of w_i +
+u_i / rho, which is FedPD with eta = 1 / rho and communication in every round: Zhang et al., "FedPD: A
+Federated Learning Framework with Adaptivity to Non-IID Data", 2021.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -34,7 +34,7 @@ class Global(NamedTuple):
 
 
 class Own(NamedTuple):
-    """What a client keeps: its model w_i, and its dual variable u_i."""
+    """A client's state: its model w_i, and its dual variable u_i."""
 
     params: Params
     dual: Params
@@ -42,8 +42,8 @@ class Own(NamedTuple):
 
 @scheduled("task", "rho", "local", "server_lr")
 def fedadmm(task: Task, rho: float, local: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
-    """FedADMM with penalty `rho`; clients count alike. Where few of many take part, a `server_lr` of their
-    share is the safest."""
+    """FedADMM with penalty `rho`; clients count alike. If few of many take part, a `server_lr` equal to their
+    share is safest."""
     if known(rho) and rho <= 0:
         raise ValueError(f"fedadmm needs rho > 0 (it divides by it), got {rho}")
 

@@ -1,14 +1,14 @@
-"""FedALA: before it trains, each client mixes the new global model into its old one, number by number, as
-suits its data.
+"""FedALA: before training, each client mixes the new global model into its old one, number by number, with
+weights fitted to its data.
 
     exchange 1 (silent)    z = old_i + (x - old_i) W_i;   W_i <- clip(W_i - rate g(z) (x - old_i), 0, 1)    on each batch
     exchange 2             y <- local steps from z; averaged as in FedAvg, and old_i <- y, which the client uses
 
-W_i is of the leaves under some names, the last layers; all others are taken from x. It begins as ones, and
+W_i covers the leaves under some names, the last layers; all others are taken from x. It begins as ones, and
 stays with the client.
 
 Zhang et al., "FedALA: Adaptive Local Aggregation for Personalized Federated Learning", AAAI 2023, algorithm
-1. There W_i is trained on a share of the data until it settles when a client is new; here for some epochs in
+1. There W_i is trained on a share of the data, until it settles if the client is new; here for some epochs in
 each round.
 
 >>> import optax
@@ -35,8 +35,8 @@ from fedjax_core.work import Work
 
 
 class Own(NamedTuple):
-    """What a client keeps: its last model, and how much of each number of a new one it takes, None for all of
-    it."""
+    """A client's state: its last model, and the share that it takes of each number of a new one, None for all
+    of it."""
 
     params: Params
     weights: Params
@@ -51,8 +51,8 @@ def fedala(
     epochs: int = 1,
     **rest: Any,
 ) -> Algorithm:
-    """`fedavg` from a model that each client mixes; `adaptive` names the leaves that are mixed. The rest of
-    the arguments are fedavg's."""
+    """`fedavg` from a model that each client mixes; `adaptive` names the leaves that are mixed. The other
+    arguments are fedavg's."""
     averaging = fedavg(task, local, **rest)
     (exchange,) = averaging.exchanges
     begin, step = local_training(task, local, start=lambda params, own: mixed(params, own))
@@ -83,7 +83,7 @@ def fedala(
 
 
 def mixed(params: Params, own: Own) -> Params:
-    """Of a new global model and a client's last one, what the client begins with."""
+    """The model that a client begins with: its last one, with the new global model mixed in."""
 
     def mix(w: Any, x: Any, old: Any) -> Any:
         return x if w is None else old + (x - old) * w

@@ -1,18 +1,18 @@
-"""FedAsync: each model that arrives is mixed into the server's, the less the older the model that it began
-from.
+"""FedAsync: each model that arrives is mixed into the server's, with less weight the older the model that it
+began from.
 
     x <- (1 - alpha d(s)) x + alpha d(s) y_i        s = version now - version that y_i began from
 
-A client reports its model and a 1, which the buffer damps alike; so the server knows d(s), and the buffer
+A client reports its model and a 1, both of which the buffer damps; so the server knows d(s), and the buffer
 needs no other rule:
 
     AsynchronousSimulator(compose(fedasync(...)), clients, Buffer(size=1, damping=polynomial(0.5)), delays=...)
 
 With a larger buffer the models of a step are averaged first. Without delays, and alpha = 1, it is FedAvg.
-FedBuff adds changes where FedAsync mixes models: old changes move a server on, and old models draw it back.
+FedBuff adds changes where FedAsync mixes models: old changes move the server on, old models draw it back.
 
-Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019, algorithm 1; the pull to where a client
-began is `local=optax.chain(fc.algorithms.add_proximal(rho), optax.sgd(lr))`.
+Xie, Koyejo and Gupta, "Asynchronous Federated Optimization", 2019, algorithm 1; its pull towards the client's
+first model is `local=optax.chain(fc.algorithms.add_proximal(rho), optax.sgd(lr))`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -65,7 +65,7 @@ def fedasync(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """Mixing of models by `alpha`, above 0 and at most 1. Stages that bound or compress changes would meet
+    """FedAsync that mixes by `alpha`, above 0 and at most 1. Stages that bound or compress changes would get
     whole models here."""
     if known(alpha) and not 0 < alpha <= 1:
         raise ValueError(
@@ -91,7 +91,7 @@ class polynomial(NamedTuple):
     a: float
 
     def __call__(self, staleness: int) -> float:
-        """The factor of a model so many versions old."""
+        """The factor of a model that is `staleness` versions old."""
         return float((1 + staleness) ** -self.a)
 
 
@@ -102,5 +102,5 @@ class hinge(NamedTuple):
     b: float
 
     def __call__(self, staleness: int) -> float:
-        """The factor of a model so many versions old."""
+        """The factor of a model that is `staleness` versions old."""
         return 1.0 if staleness <= self.b else 1 / (self.a * (staleness - self.b) + 1)

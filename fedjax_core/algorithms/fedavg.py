@@ -58,11 +58,11 @@ def fedavg(
     gets the mean change, negated.
 
     Clients begin `local` anew in every round, so a schedule within it counts a client's steps of one round.
-    For a learning rate that goes by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with
-    rounds from 0; `server` and `task` may be such functions, too. `weighting` says how much a client counts:
-    `by_examples` (default) or `uniform`. `gradient(task, params, batch, key)` gives what a local step goes
-    down instead of the plain gradient, and the step's metrics. In an empty round, in which nobody reported,
-    the server takes no step, and its momentum stays as it is.
+    For a learning rate by rounds give `local=lambda round: optax.sgd(0.1 * 0.9**round)`, with rounds from 0;
+    `server` and `task` may be such functions too. `weighting` is a client's weight: `by_examples` (default)
+    or `uniform`. `gradient(task, params, batch, key)` gives (a replacement for the plain gradient, the step's
+    metrics). In an empty round, in which nobody reported, the server takes no step, and its momentum stays as
+    it is.
     """
     begin, step = local_training(task, local, gradient=gradient)
     server = optax.sgd(1.0) if server is None else server

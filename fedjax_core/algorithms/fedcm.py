@@ -1,9 +1,9 @@
-"""FedCM: every local step goes in part along the direction in which all clients together went last.
+"""FedCM: every local step goes partly along the mean direction of all clients in the last round.
 
     y <- y - lr (alpha g(y) + (1 - alpha) m)           T_i local steps from y = x
     x <- x + server_lr mean(y_i - x),                  m <- -mean(y_i - x) / (lr mean T_i)
 
-Xu et al., "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm 1. Nothing more is sent up
+Xu et al., "FedCM: Federated Learning with Client-level Momentum", 2021, algorithm 1. Clients send no more
 than in FedAvg.
 
 >>> from fedjax_core import models
@@ -50,8 +50,8 @@ def fedcm(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedCM with local step size `lr`; the client's own gradient has the weight `alpha`, in (0, 1], and 1 is
-    FedAvg."""
+    """FedCM with local step size `lr`; `alpha`, in (0, 1], is the weight of the client's own gradient, and 1
+    is FedAvg."""
     if known(lr, alpha) and not (lr > 0 and 0 < alpha <= 1):
         raise ValueError(f"fedcm needs lr > 0 and 0 < alpha <= 1, got lr={lr}, alpha={alpha}")
     begin, step = local_training(

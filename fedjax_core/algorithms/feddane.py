@@ -1,5 +1,5 @@
-"""FedDANE: each client minimises its loss with the mean gradient in the place of its own, and near where it
-began.
+"""FedDANE: each client minimises its loss with its gradient at x replaced by the mean one, and a pull towards
+x.
 
     exchange 1    g_i = grad f_i(x),  g = mean of g_i
     exchange 2    y <- y - local(g(y) - g_i + g + mu (y - x))    local steps from y = x
@@ -28,8 +28,7 @@ from fedjax_core.types import known
 
 @scheduled("task", "mu", "local")
 def feddane(task: Task, mu: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedlin` whose local gradients are pulled back with strength `mu` >= 0; the rest of the arguments are
-    fedlin's."""
+    """`fedlin` with a pull of strength `mu` >= 0 in the local gradients; the other arguments are fedlin's."""
     if known(mu) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}: a negative pull pushes clients apart")
     return fedlin(task, optax.chain(add_proximal(mu), check_optimizer(local, "local")), **rest)

@@ -1,4 +1,4 @@
-"""FedDF: the server averages the clients' models, then teaches the mean what these together say of examples
+"""FedDF: the server averages the clients' models, then distils their ensemble into the mean on examples
 without labels.
 
     y_i <- local steps from x;   x <- mean of y_i
@@ -59,7 +59,7 @@ def feddf(
     """FedDF with `steps` of the optimiser `distill` a round on `unlabelled`, columns that the task's
     `predict` reads.
 
-    Models are averaged as `weighting` says; in the ensemble they count alike. The last model is the one that
+    Models are averaged by `weighting`; in the ensemble they count alike. The last model of the distillation
     is kept."""
     predict = task.predict
     if predict is None:

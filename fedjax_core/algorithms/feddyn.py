@@ -1,12 +1,13 @@
-"""FedDyn: each client's loss is tilted from round to round, until what is best for it is best for all.
+"""FedDyn: each client's loss gets a linear term that is updated every round, until its minimum is that of
+all.
 
     y   <- y - local(g(y) - h_i + alpha (y - x))        local steps from y = x
-    h_i <- h_i - alpha (y_i - x)                        stays with the client; what g_i comes to at the optimum
+    h_i <- h_i - alpha (y_i - x)                        stays with the client; tends to g_i at the optimum
     h   <- h - alpha / N sum_{i in S} (y_i - x)
     x   <- mean of y_i - h / alpha
 
-Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, algorithm 1. Where local steps
-do not end at the minimum, the fixed point is the optimum all the same.
+Acar et al., "Federated Learning Based on Dynamic Regularization", ICLR 2021, algorithm 1. The fixed point is
+the optimum even if local steps do not end at the minimum.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -27,7 +28,7 @@ from fedjax_core.types import Params, known
 
 
 class Global(NamedTuple):
-    """The model x, and the sum of what clients drifted, h."""
+    """The model x, and the sum of the clients' drifts, h."""
 
     params: Params
     drift: Params

@@ -1,5 +1,5 @@
-"""FedEx-LoRA: factors are averaged, and what their product then lacks goes into the frozen weights, so that
-nothing is lost.
+"""FedEx-LoRA: factors are averaged, and the error of their product is added to the frozen weights, so that
+aggregation is exact.
 
     a <- mean a_i,   b <- mean b_i,   W <- W + scale (mean(a_i b_i) - a b)
 

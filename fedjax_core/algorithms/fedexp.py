@@ -1,11 +1,10 @@
-"""FedExP: the server steps further where clients' changes disagree, as their mean then is short.
+"""FedExP: the server takes a longer step where clients' changes disagree, as their mean is then short.
 
     y <- y - local(g(y))                                             local steps from y = x;  d_i = y_i - x
     x <- x + max(1, mean |d_i|^2 / (2 (|mean d_i|^2 + eps))) mean d_i
 
 Jhunjhunwala, Wang and Joshi, "FedExP: Speeding Up Federated Averaging via Extrapolation", ICLR 2023,
-algorithm 1. The
-|d_i|^2 are numbers that the server reads client by client, of the changes before any stage.
+algorithm 1. The server reads the |d_i|^2 client by client, computed before any stage.
 
 >>> import optax
 >>> from fedjax_core import models

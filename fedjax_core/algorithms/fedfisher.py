@@ -1,5 +1,5 @@
-"""FedFisher: models are averaged number by number, each client counting as its data say how sure the number
-is; one round is enough.
+"""FedFisher: models are averaged number by number, weighted by each client's Fisher information; one round is
+enough.
 
     exchange 1 (silent)    y_i <- local steps from x, to the minimum
     exchange 2             F_i = the Fisher information of f_i at y_i, its diagonal, in one pass
@@ -47,7 +47,7 @@ class Global(NamedTuple):
 
 
 class Sure(NamedTuple):
-    """How far a client's model is from x, times the information; and the information."""
+    """(a client's change of the model, times the information; the information)."""
 
     moved: Any
     information: Any
@@ -73,8 +73,8 @@ def fedfisher(
 ) -> Algorithm:
     """FedFisher; `fisher(task, params, batch, key)` gives the diagonal, as a mean over the batch's examples.
 
-    `damping` is added to the information of each number, so that one of which nobody knows anything stays
-    where it is."""
+    `damping` is added to the information of each number, so that one without information stays where it
+    is."""
     begin, step = local_training(task, local)
 
     def finish(params: Params, carry: Local, seen: Seen) -> Report:

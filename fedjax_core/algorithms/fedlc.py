@@ -1,4 +1,4 @@
-"""FedLC: each client's logits are lowered where it has few examples of a class, so that rare classes are not
+"""FedLC: each client's logits are lowered for classes with few examples, so that rare classes are not
 forgotten.
 
     loss of an example = -log softmax(z - tau n^(-1/4))[y]        z its logits, n the client's examples of each class
@@ -31,8 +31,8 @@ from fedjax_core.work import ONCE
 
 @scheduled("task", "tau", "local", "server")
 def fedlc(task: Task, tau: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` with calibrated logits, those of the task's `predict`, and labels in the column `y`; the rest
-    is fedavg's."""
+    """`fedavg` with calibrated logits of the task's `predict`, and labels in the column `y`; the other
+    arguments are fedavg's."""
     predict, classes = task.predict, task.classes
     if predict is None or classes is None:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""FedLESAM: like FedSAM, but uphill along the way that the global model went, which costs no gradient of its
-own.
+"""FedLESAM: FedSAM with a step uphill along the global model's last change, which costs no second gradient.
 
     d <- rho (x_last - x) / |x_last - x|        x_last is the model that the client was sent when it last took part
     y <- y - local(g(y + d))                    local steps from y = x, with the same d
@@ -37,8 +36,8 @@ def fedlesam(
     norm: Literal["global", "sum"] = "global",
     **rest: Any,
 ) -> Algorithm:
-    """`fedavg` with the loss taken at distance `rho` >= 0; the rest of the arguments are fedavg's. A client's
-    first round is FedAvg's."""
+    """`fedavg` with the loss taken at distance `rho` >= 0; the other arguments are fedavg's. A client's first
+    round is FedAvg's."""
     if known(rho) and rho < 0:
         raise ValueError(f"rho must be at least 0, got {rho}: it is how far away the loss is taken")
     if norm not in ("global", "sum"):

@@ -1,13 +1,12 @@
-"""FedLin: local steps from which the client's own part of the gradient is taken, and the mean of all put in
-its place.
+"""FedLin: local steps with the client's own gradient at x replaced by the mean gradient of all.
 
     exchange 1    g_i = grad f_i(x),  g = mean of g_i            each client passes once over its data, and keeps g_i
     exchange 2    y <- y - local(g(y) - g_i + g)                 local steps from y = x
     server        x <- mean of y_i
 
 Mitra et al., "Linear Convergence in Federated Learning: Tackling Client Heterogeneity and Sparse Gradients",
-NeurIPS 2021, algorithm 1 without compression. There a client with more steps takes smaller ones; give all the
-same number (`steps=`).
+NeurIPS 2021, algorithm 1 without compression. There a client with more steps takes smaller ones; here give
+all clients the same number (`steps=`).
 
 >>> import optax
 >>> from fedjax_core import models

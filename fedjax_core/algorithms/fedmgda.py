@@ -1,5 +1,5 @@
-"""FedMGDA+: the server moves so that no client's loss goes up, along the shortest mixture of the clients'
-directions.
+"""FedMGDA+: the server moves along the shortest mixture of the clients' directions, so that no client's loss
+goes up.
 
     u_i = (y_i - x) / |y_i - x|                                           local steps from y = x
     l   = argmin |sum_i l_i u_i|^2,   l_i >= 0, sum l_i = 1, |l_i - 1/K| <= trust
@@ -39,7 +39,8 @@ class Global(NamedTuple):
 def fedmgda(
     task: Task, local: optax.GradientTransformation, server_lr: float, trust: float = 1.0
 ) -> Algorithm:
-    """FedMGDA+; `trust`, from 0 (all count alike) to 1, is how far a client's share may be from 1 / K."""
+    """FedMGDA+; `trust`, from 0 (all count alike) to 1, is the largest distance of a client's share from 1 /
+    K."""
     if not 0 <= trust <= 1:
         raise ValueError(
             f"trust must be from 0 to 1, got {trust}: it bounds how far a client's share is from 1 / K"
@@ -62,8 +63,8 @@ def fedmgda(
 
 
 def shortest(products: Array, here: Array, trust: float) -> Array:
-    """The shares [K] of the shortest mixture of vectors with these inner products [K, K], among those that
-    are `here`."""
+    """The shares [K] of the shortest mixture of vectors with these inner products [K, K], of those that are
+    `here`."""
     alike = here.astype(jnp.float32) / jnp.maximum(jnp.sum(here), 1).astype(jnp.float32)
     low, high = (
         jnp.where(here, jnp.maximum(alike - trust, 0), 0),

@@ -1,13 +1,13 @@
-"""FedMuon: Muon at the clients, whose gradients are corrected first, as a mean of directions is not the
-direction of a mean.
+"""FedMuon: Muon at the clients with corrected gradients, as a mean of directions is not the direction of a
+mean.
 
     y   <- y - local(g(y) + c - c_i)                    local steps from y = x; `local` is Muon
     c_i <- mean of the g(y) of these steps              stays with the client
     x   <- x + server_lr mean(y_i - x),    c <- c + (|S| / N) mean(change of c_i)
 
-Muon goes along the nearest orthogonal matrix of its momentum. Without the correction, which is `fedavg` with
-Muon ("Local Muon"), directions of clients that disagree can cancel where their gradients do not, and training
-stalls at a point that is no optimum.
+Muon moves along the orthogonal matrix nearest to its momentum. Without the correction ("Local Muon", `fedavg`
+with Muon), the directions of clients that disagree can cancel where their gradients do not, and training
+stalls at a point that is not optimal.
 
 Takezawa et al., "FedMuon: Federated Learning with Bias-corrected LMO-based Optimization", ICLR 2026.
 
@@ -37,7 +37,7 @@ class Global(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a client reports: how its model and its mean gradient moved."""
+    """A client's update: the changes of its model and of its mean gradient."""
 
     params: Any
     control: Any

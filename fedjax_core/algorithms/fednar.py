@@ -4,7 +4,7 @@ gradients.
     u <- g(y) + decay y;   u <- u min(1, bound / |u|);   y <- y - local(u)        each local step
 
 Li et al., "FedNAR: Federated Optimization with Normalized Annealing Regularization", NeurIPS 2023. Both
-numbers may be functions of the round, as the annealed decay of the paper: `decay=lambda round: 0.1 *
+numbers may be functions of the round, such as the paper's annealed decay: `decay=lambda round: 0.1 *
 0.99**round`.
 
 >>> import optax
@@ -28,7 +28,7 @@ from fedjax_core.types import known
 def fednar(
     task: Task, decay: float, bound: float, local: optax.GradientTransformation, **rest: Any
 ) -> Algorithm:
-    """`fedavg` with weight decay `decay` >= 0, clipped with the gradient to norm `bound` > 0; the rest of the
+    """`fedavg` with weight decay `decay` >= 0, clipped with the gradient to norm `bound` > 0; the other
     arguments are fedavg's."""
     if known(decay, bound) and (decay < 0 or bound <= 0):
         raise ValueError(f"fednar needs decay >= 0 and bound > 0, got decay={decay}, bound={bound}")

@@ -4,8 +4,8 @@ more of them.
     y <- y - lr g(y)                                  T_i local steps, from y = x
     x <- x + (sum_i p_i T_i) sum_i p_i (y_i - x) / T_i,        p_i = w_i / sum_j w_j
 
-The first sum is of numbers that the server reads client by client (`Report.stats`): a clip or a quantiser in
-the uplink acts on the directions alone.
+The server reads the numbers of the first sum client by client (`Report.stats`): a clip or a quantiser in the
+uplink acts on the directions only.
 
 Wang et al., "Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization", NeurIPS
 2020, equation 8, for local SGD without momentum.

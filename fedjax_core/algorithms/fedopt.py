@@ -1,7 +1,6 @@
-"""The server optimisers of "Adaptive Federated Optimization", as that paper and the published benchmarks
-state them.
+"""The server optimisers of "Adaptive Federated Optimization", as in that paper and the published benchmarks.
 
-With d the mean change of the clients (the negative of what the optimiser is given):
+With d the mean change of the clients (the negative of the optimiser's input):
 
     m <- b1 m + (1 - b1) d
     v <- v + d^2                              adagrad
@@ -9,9 +8,9 @@ With d the mean change of the clients (the negative of what the optimiser is giv
          b2 v + (1 - b2) d^2                  adam
     x <- x + lr m / (sqrt(v) + tau)
 
-There is no bias correction, which is where they part from `optax.adam` and `optax.yogi`; those fit `server=`
-as well. Reddi et al., ICLR 2021, algorithm 2. m begins at 0, and v at `v0` (0 in the published benchmarks,
-tau^2 in the paper).
+Unlike `optax.adam` and `optax.yogi` they have no bias correction; those can be given as `server=` too. Reddi
+et al., ICLR 2021, algorithm 2. m begins at 0, and v at `v0` (0 in the published benchmarks, tau^2 in the
+paper).
 
 >>> import jax.numpy as jnp
 >>> rule = adam(lr=0.1, b1=0.0, b2=0.0, tau=0.0)
@@ -47,7 +46,7 @@ def adam(
 def yogi(
     lr: float, b1: float = 0.9, b2: float = 0.999, tau: float = 1e-8, v0: float = 0.0
 ) -> optax.GradientTransformation:
-    """FedYogi's server rule: v moves by an amount that does not depend on how far it is from the square."""
+    """FedYogi's server rule: v moves by an amount that does not depend on its distance from the square."""
     return _adaptive(lr, b1, tau, v0, lambda v, square: v - (1 - b2) * square * jnp.sign(v - square))
 
 

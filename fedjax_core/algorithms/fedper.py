@@ -5,8 +5,8 @@
 
 FedPer keeps the last layers, "Federated Learning with Personalization Layers" (Arivazhagan et al., 2019).
 FedBN keeps the layers that normalise, "FedBN: Federated Learning on Non-IID Features via Local Batch
-Normalization" (Li et al., ICLR 2021). `state.params` has None in the place of what clients keep; a client
-that never trained has these layers as the task begins them.
+Normalization" (Li et al., ICLR 2021). `state.params` has None for the layers that clients keep; a client that
+never trained has these layers as the task initialises them.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -42,11 +42,11 @@ def fedper(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg of all leaves but those under the names `personal`, which each client keeps.
+    """FedAvg of all leaves except those under the names `personal`, which each client keeps.
 
     A name is that of a leaf, "Dense_1/kernel", or of a layer, "Dense_1".
 
-    Running statistics that are personal (`from_flax(..., statistics="personal")`) are among these unnamed.
+    Personal running statistics (`from_flax(..., statistics="personal")`) belong to these without being named.
     FedBN of a linen module: `personal=["params/BatchNorm_0", ...]`; SiloBN, which shares scale and bias:
     `personal=[]`."""
     names = (*personal, *(task.statistics.names if task.statistics.personal else ()))

@@ -1,11 +1,11 @@
-"""FedProto: clients keep their models, and share what each class looks like: the mean of its examples'
+"""FedProto: clients keep their models, and share the prototype of each class: the mean of its examples'
 features.
 
     exchange 1 (silent)    y_i <- local steps on f_i(y) + lam mean |z - p_c|^2,  z an example's features, c its class
     exchange 2             sums and counts of z by class, in one pass with y_i
     server                 p_c <- sums / counts: as if the examples of class c were pooled
 
-A class of which nobody had an example yet has no p_c, and pulls nobody.
+A class without examples so far has no p_c, and no pull.
 
 Tan et al., "FedProto: Federated Prototype Learning across Heterogeneous Clients", AAAI 2022, algorithm 1.
 `state.params` is the model that all began with.
@@ -40,7 +40,7 @@ class Global(NamedTuple):
 
 
 class Classes(NamedTuple):
-    """Sums of the features by class, and how many examples these are of."""
+    """Sums of the features by class, and the numbers of their examples."""
 
     sums: Array  # [C, d]
     counts: Array  # [C]

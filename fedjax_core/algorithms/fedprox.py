@@ -1,5 +1,5 @@
-"""FedProx: FedAvg with a pull towards where the client began, which bounds how far unequal clients drift
-apart.
+"""FedProx: FedAvg with a pull towards the model that the client began with, which bounds how far unequal
+clients drift apart.
 
     local loss  f_i(y) + mu/2 |y - x|^2,   so the gradient gains  mu (y - x)
 
@@ -34,8 +34,7 @@ def add_proximal(mu: float) -> optax.GradientTransformation:
 
 @scheduled("task", "mu", "local", "server")
 def fedprox(task: Task, mu: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` whose local gradients are pulled back with strength `mu` >= 0; the rest of the arguments are
-    fedavg's."""
+    """`fedavg` with a pull of strength `mu` >= 0 in the local gradients; the other arguments are fedavg's."""
     if known(mu) and mu < 0:
         raise ValueError(f"mu must be at least 0, got {mu}: a negative pull pushes clients apart")
     return fedavg(task, optax.chain(add_proximal(mu), check_optimizer(local, "local")), **rest)

@@ -1,5 +1,4 @@
-"""FedRep: each client first fits a head of its own to the layers that all share, then trains these under that
-head.
+"""FedRep: each client first fits a head of its own on the shared layers, then trains these under that head.
 
     exchange 1 (silent)    v_i <- local steps on the head alone, for some epochs; it stays with the client
     exchange 2             w_i <- local steps on the shared layers alone, from the broadcast w
@@ -53,7 +52,7 @@ def fedrep(
 
 
 def only(names: Sequence[str], moves: bool) -> optax.GradientTransformation:
-    """Lets the leaves under these names move and no others, or all others and not these."""
+    """Lets only the leaves under these names move, or with `moves` false only the others."""
 
     def part(updates: Any, params: Any = None) -> Any:
         under, others = tree.partition(updates, names)

@@ -1,5 +1,4 @@
-"""FedSAM: local steps down the gradient where the loss is larger, a little uphill, so that clients end in
-flat places.
+"""FedSAM: local steps with the gradient taken a little uphill, so that clients end in flat minima.
 
     y <- y - local(g(y + rho g(y) / |g(y)|))        each local step, both g on the same batch
 
@@ -27,8 +26,8 @@ from fedjax_core.types import Batch, Key, Params, known
 
 @scheduled("task", "rho", "local", "server")
 def fedsam(task: Task, rho: float, local: optax.GradientTransformation, **rest: Any) -> Algorithm:
-    """`fedavg` down the gradient at the largest loss within `rho` >= 0, to first order; the rest of the
-    arguments are fedavg's.
+    """`fedavg` with the gradient at the largest loss within `rho` >= 0, to first order; the other arguments
+    are fedavg's.
 
     The metric `loss` is that at the model itself. A step costs two gradients.
     """
@@ -40,7 +39,7 @@ def fedsam(task: Task, rho: float, local: optax.GradientTransformation, **rest: 
 
 
 def uphill(rho: float) -> Gradient:
-    """The gradient at the point of the largest loss within `rho`, to first order, and the metrics of the
+    """A `gradient=` at the point of the largest loss within `rho`, to first order, with the metrics of the
     model itself."""
 
     def gradient_there(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:

@@ -2,7 +2,8 @@
 
     x <- x - server(sum_i w_i grad f_i(x) / sum_i w_i)
 
-By examples that is the gradient of all examples together, so the run is gradient descent on the pooled data.
+Weighted by examples that is the gradient of all examples together, so the run is gradient descent on the
+pooled data.
 
 McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017,
 section 2.
@@ -37,8 +38,8 @@ class Global(NamedTuple):
 def fedsgd(
     task: Task, server: optax.GradientTransformation, *, weighting: Callable[[Seen], Array] = by_examples
 ) -> Algorithm:
-    """Gradient descent by the optimiser `server`; a round is one step, and the run's epochs or steps say
-    nothing."""
+    """Gradient descent by the optimiser `server`; a round is one step, and the run's epochs or steps have no
+    effect."""
     move = server_step(server)
 
     def report(params: Params, own: Own, grads: Params, seen: Seen) -> Report:

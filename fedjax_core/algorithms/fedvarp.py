@@ -1,4 +1,5 @@
-"""FedVARP: who is away is represented by its last change, so that chance in who takes part matters less.
+"""FedVARP: an absent client is represented by its last change, so that random participation adds less
+variance.
 
     d_i = y_i - x                                           local steps from y = x
     x   <- x + server_lr (m + mean_{i in S}(d_i - m_i))     with m the mean of m_i over all N clients
@@ -36,7 +37,7 @@ class Global(NamedTuple):
 def fedvarp(
     task: Task, local: optax.GradientTransformation, population: int, server_lr: float = 1.0
 ) -> Algorithm:
-    """FedVARP for `population` clients, who count alike. Of a client that never took part, the last change is
+    """FedVARP for `population` clients, who count alike. The last change of a client that never took part is
     zero."""
     if population < 1:
         raise ValueError(f"fedvarp needs population >= 1, got {population}")

@@ -1,5 +1,5 @@
-"""FLoRA: the clients' products go into the weights whole, side by side in one stack, and each round begins
-with new factors.
+"""FLoRA: the clients' products are added to the weights exactly, as one stack of factors, and each round
+begins with new factors.
 
     W <- W + scale sum_i p_i a_i b_i = W + scale [a_1 ... a_K] [p_1 b_1; ...; p_K b_K],        p_i = w_i / sum_j w_j
     a drawn anew, the same for all;  b <- 0

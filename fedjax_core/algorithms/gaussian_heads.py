@@ -9,8 +9,8 @@ with V_c = sum_c p_c S_c for all ("lda"), S_c ("qda"), or the diagonal of S_c ("
 scikit-learn 1.9 has them.
 
 Turazza, Picone and Mamei, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global
-Statistics", ICLR 2026, of which these are the closed forms. Let each client take part once, for sums of all
-rounds add.
+Statistics", ICLR 2026, of which these are the closed forms. Let each client take part once, as the sums of
+all rounds add.
 
 >>> algorithm = gaussian_heads(lambda batch: batch["x"], width=3, classes=2, kind="lda")
 """
@@ -47,7 +47,7 @@ class Head(NamedTuple):
 
 
 class Global(NamedTuple):
-    """The head, and the sums that it comes of."""
+    """The head, and the sums that it is computed from."""
 
     params: Head
     moments: Moments
@@ -62,10 +62,10 @@ def gaussian_heads(
     *,
     floor: float = 1e-6,
 ) -> Algorithm:
-    """One-message classifier on `features(batch)`, [B, width], labels in the column `y`; `floor` is added to
-    each variance.
+    """A one-message classifier on `features(batch)`, [B, width], with labels in the column `y`; `floor` is
+    added to each variance.
 
-    A class that nobody has is never chosen.
+    A class without examples is never chosen.
     """
     if kind not in ("lda", "qda", "nb"):
         raise ValueError(f'kind of gaussian_heads must be "lda", "qda" or "nb", got {kind!r}')

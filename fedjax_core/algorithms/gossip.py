@@ -1,13 +1,14 @@
-"""D-PSGD: no server; each client has a model of its own, and takes a weighted mean of its neighbours' models.
+"""D-PSGD, without a server: each client has a model of its own, and takes a weighted mean of its neighbours'
+models.
 
     x_i <- sum_j W_ij x_j + (y_i - x_i),     y_i after local steps from x_i
 
 W is a mixing matrix: W_ij > 0 where i and j are joined, rows and columns sum to 1. With one local step and
-all W_ij = 1 / N all have the model of parallel SGD. Models differ from their mean the less, the larger the
-gap between 1 and the second largest |eigenvalue| of W.
+all W_ij = 1 / N all have the model of parallel SGD. Models are closer to their mean, the larger the gap
+between 1 and the second largest |eigenvalue| of W.
 
-The state has all models (`state.server.models`, [N, ...]); `state.params` is their mean. Who takes no part in
-a round mixes all the same.
+The state has all models (`state.server.models`, [N, ...]); `state.params` is their mean. A client that takes
+no part in a round mixes all the same.
 
 Lian et al., "Can Decentralized Algorithms Outperform Centralized Algorithms? A Case Study for Decentralized
 Parallel Stochastic Gradient Descent", NeurIPS 2017, algorithm 1. Weights of a graph by Xiao and Boyd, "Fast
@@ -56,8 +57,7 @@ class Global(NamedTuple):
 
 @scheduled("task", "local")
 def gossip(task: Task, local: optax.GradientTransformation, mixing: Any) -> Algorithm:
-    """Decentralised training of as many clients as the matrix `mixing` [N, N] has rows, whose rows and
-    columns sum to 1."""
+    """Decentralised training of N clients by the matrix `mixing` [N, N], whose rows and columns sum to 1."""
     matrix = np.asarray(mixing, np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not len(matrix):
         raise ValueError(

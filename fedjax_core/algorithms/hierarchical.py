@@ -5,7 +5,7 @@
     x, x_g <- sum_g n_g x_g / sum_g n_g                             every `every` rounds
 
 n_g is the weight of all reports in region g since the last mean of all. With one region, or with a mean of
-all in every round, it is FedAvg. Between the means of all, messages need go no further than the region.
+all in every round, it is FedAvg. Between the means of all, messages stay within the region.
 
 Liu, Zhang, Song and Letaief, "Client-Edge-Cloud Hierarchical Federated Learning", ICC 2020, algorithm 1.
 
@@ -42,7 +42,7 @@ from fedjax_core.types import Array, Params
 
 
 class Global(NamedTuple):
-    """The model of the last mean of all, and what regions have made of it since."""
+    """The model of the last mean of all, and the regions' models since."""
 
     params: Params
     regions: Params  # leaves [G, ...]
@@ -112,5 +112,5 @@ def hierarchical(
 
 
 def _alike(params: Params, count: int) -> Params:
-    """So many copies, leaves [count, ...]."""
+    """The model copied, leaves [count, ...]."""
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), params)

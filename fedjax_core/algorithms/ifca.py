@@ -1,10 +1,9 @@
-"""IFCA / HypCluster: the server keeps k models; each client takes the one that fits its data best, and trains
-that.
+"""IFCA / HypCluster: the server keeps k models; each client trains the one that fits its data best.
 
     exchange 1 (silent)    j_i = argmin_j f_i(x_j)            one pass; the choice stays with the client
     exchange 2             y <- local steps from x_{j_i};     x_j <- x_j + mean of (y_i - x_j) over clients with j_i = j
 
-A client sends one model of the k, and which one it is: the slot of its report.
+A client sends one of the k models, with its number as the slot of the report.
 
 Ghosh et al., "An Efficient Framework for Clustered Federated Learning", NeurIPS 2020; Mansour et al., "Three
 Approaches for Personalization with Applications to Federated Learning", 2020 (HypCluster). The global model
@@ -83,7 +82,8 @@ def ifca(task: Task, models: int, local: optax.GradientTransformation) -> Algori
 
 
 def _chooser(task: Task, models: int) -> Client:
-    """A client that finds which of the models has the smallest loss on its data, and keeps that to itself."""
+    """The client of a silent exchange: it finds and keeps the number of the model with the smallest loss on
+    its data."""
 
     def step(params: Params, losses: Array, batch: Batch, key: Key) -> tuple[Array, dict[str, Mean]]:
         found = jax.vmap(lambda one: task.mean_loss(one, batch, key))(params)

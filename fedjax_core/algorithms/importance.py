@@ -1,11 +1,11 @@
-"""FedAvg without bias whoever is drawn: a report counts by how seldom its client takes part.
+"""FedAvg without sampling bias: a report is weighted by the inverse of its client's rate of participation.
 
     x <- x + sum over the cohort of (w_i / r_i) (y_i - x),     r_i the times that client i is expected in a cohort
 
-Over all cohorts that may be drawn, the mean is the step of all clients, sum_i w_i (y_i - x). With r_i in
-proportion to w_i |y_i - x| the step differs least from it (Chen, Horváth and Richtárik, "Optimal Client
-Sampling for Federated Learning", TMLR 2022, eq. 7): `fc.cohorts.optimal_rates(norms, size)` has those rates,
-and `fc.cohorts.independent(rates)` draws each client by its own.
+The expectation over cohorts is the step of all clients, sum_i w_i (y_i - x). With r_i proportional to w_i
+|y_i - x| the variance is least (Chen, Horváth and Richtárik, "Optimal Client Sampling for Federated
+Learning", TMLR 2022, eq. 7): `fc.cohorts.optimal_rates(norms, size)` has those rates, and
+`fc.cohorts.independent(rates)` draws each client by its own.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -53,8 +53,8 @@ def importance(
 ) -> Algorithm:
     """FedAvg for clients who are in a cohort `rates` [N] times on average, each above 0.
 
-    `shares` [N] are the w_i, alike where not given, such as `clients.sizes / clients.examples`. An empty
-    cohort moves nothing."""
+    `shares` [N] are the w_i, by default equal, such as `clients.sizes / clients.examples`. An empty cohort
+    moves nothing."""
     often = np.asarray(rates, np.float64)
     if often.ndim != 1 or not often.size or not (np.isfinite(often) & (often > 0)).all():
         raise ValueError(
@@ -76,7 +76,7 @@ def importance(
         return Report(tree.scale(told.mine, tree.sub(carry.params, told.message)), uniform(seen), own=())
 
     def update(state: Global, reports: Aggregate) -> Global:
-        # the sum, of a mean
+        # the weighted mean times the weight is the sum
         return Global(*move(state.params, state.opt, tree.scale(reports.weight, reports.value)))
 
     exchange = Exchange(

@@ -1,5 +1,4 @@
-"""LG-FedAvg: each client makes features of its examples in its own way, and all share the layers that judge
-by these.
+"""LG-FedAvg: each client has feature layers of its own, and all share the last layers.
 
     (v_i, w) <- local steps on both        from the client's own first layers v_i and the broadcast last ones w
     w        <- w + mean(w_i - w)          v_i stays with the client
@@ -28,7 +27,7 @@ from fedjax_core.task import Task
 def lgfedavg(
     task: Task, local: optax.GradientTransformation, shared: Sequence[str], **rest: Any
 ) -> Algorithm:
-    """`fedper` with the names turned round: all leaves but those under the names `shared` are personal."""
+    """`fedper` with the names reversed: all leaves except those under the names `shared` are personal."""
     params = jax.eval_shape(task.init, keys.shape())
     _, others = tree.partition(params, shared)
     return fedper(task, local, personal=tree.names(others), **rest)

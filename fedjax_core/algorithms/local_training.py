@@ -1,11 +1,11 @@
-"""What most algorithms share: a client's local steps, and the server's step along the clients' mean change.
+"""Shared parts of most algorithms: a client's local steps, and the server's step along the clients' mean
+change.
 
     y <- y - optimizer(correct(g(y)))       each local step, from y = start(message, own)
     x <- x - optimizer(-change)             the server's step
 
-An algorithm that differs from FedAvg by a term is that term and little more. SCAFFOLD is a `correct`, a loss
-with another summand is an `objective`, and what takes the gradient elsewhere or adds noise to it is a
-`gradient`:
+An algorithm that differs from FedAvg by a term is little more than that term. SCAFFOLD is a `correct`, a loss
+with another summand an `objective`, and a gradient taken elsewhere or with noise a `gradient`:
 
 >>> import optax
 >>> from fedjax_core import models
@@ -38,7 +38,7 @@ Gradient: TypeAlias = Callable[[Task, Params, Batch, Key], tuple[Params, dict[st
 
 
 class Local(NamedTuple):
-    """What a client carries from one local step to the next."""
+    """A client's carry from one local step to the next."""
 
     params: Params
     opt: optax.OptState
@@ -46,7 +46,7 @@ class Local(NamedTuple):
 
 
 class At(NamedTuple):
-    """Where a client takes a local step: all that the step may depend on."""
+    """The point of a local step: all that the step may depend on."""
 
     params: Params
     message: Message
@@ -68,14 +68,15 @@ def local_training(
     objective: Callable[[Message, Own], Loss] | None = None,
     gradient: Gradient = gradient,
 ) -> tuple[Begin, LocalStep]:
-    """A client's `begin` and `step`, which goes down a gradient by `optimizer`, begun anew in every round.
+    """A client's (`begin`, `step`): gradient steps by `optimizer`, which begins anew in every round.
 
     start: (message, own) -> the model that a client begins with; without it the message is the model.
     correct: (gradient, where the client is) -> what the optimiser is given instead.
     objective: (message, own) -> the loss that this client trains on, [B]; without it the task's.
     gradient: (task, params, batch, key) -> (gradient, metrics), in the place of that of the mean loss.
 
-    Raises where `optimizer` is none. Warns where it has a schedule, which would begin anew in every round.
+    Raises where `optimizer` is not an optimiser. Warns where it has a schedule, which would begin anew in
+    every round.
     """
     optimizer = check_local(optimizer, task)
 
@@ -99,8 +100,8 @@ def local_training(
 
 
 class Measured(NamedTuple):
-    """What a client carries through a look at all its examples: a sum so far, over how many, and what it kept
-    when it began."""
+    """A client's carry of `look`: the sum so far, its number of examples, and the client's state when it
+    began."""
 
     total: Any
     examples: Array
@@ -112,8 +113,7 @@ def look(
     measure: Callable[[Message, Own, Batch, Key], Any],
     report: Callable[[Message, Own, Any, Seen], Report],
 ) -> Client:
-    """A client that trains nothing, and measures something of its data as they are: for exchanges with
-    `work=ONCE`.
+    """A client that does not train but measures something on its data, for exchanges with `work=ONCE`.
 
     empty: (message, own) -> zeros of the shape of what is measured.
     measure: (message, own, batch, key) -> the mean over the batch's examples, padding left out.
@@ -141,7 +141,7 @@ def whole_gradient(
     ),
     at: Callable[[Message], Params] = lambda message: message,
 ) -> Client:
-    """A client that finds the gradient of its mean loss over all its examples, at the model `at(message)`,
+    """A client that computes the gradient of its mean loss over all its examples, at the model `at(message)`,
     and reports it (`look`)."""
     return look(
         lambda message, own: tree.zeros_like(tree.wide(at(message))),
@@ -155,8 +155,8 @@ def whole_loss(
     report: Callable[[Message, Own, Array, Seen], Report],
     at: Callable[[Message], Params] = lambda message: message,
 ) -> Client:
-    """A client that finds its mean loss over all its examples with the model `at(message)`, and makes of it
-    what `report` says."""
+    """A client that computes its mean loss over all its examples with the model `at(message)`, and reports by
+    `report`."""
     return look(
         lambda message, own: jnp.float32(0),
         lambda message, own, batch, key: task.mean_loss(at(message), batch, key).astype(jnp.float32),
@@ -165,17 +165,17 @@ def whole_loss(
 
 
 def keep(own: Own) -> Report:
-    """The report of a silent exchange: nothing, and what the client keeps from now on."""
+    """The report of a silent exchange: only the client's new state."""
     return Report((), jnp.float32(0), own=own)
 
 
 def server_step(
     optimizer: optax.GradientTransformation, averaged: Sequence[str] = ()
 ) -> Callable[[Params, optax.OptState, Update], tuple[Params, optax.OptState]]:
-    """(params, optimiser's state, mean change) -> the first two after a step of `optimizer`.
+    """A function (params, optimiser's state, mean change) -> the first two after a step of `optimizer`.
 
-    The optimiser is given the change, negated, as a gradient. Leaves under the names `averaged` move by the
-    mean change itself: of running statistics, an average is all that makes sense.
+    The optimiser gets the negated change as a gradient. Leaves under the names `averaged` move by the mean
+    change itself: running statistics can only be averaged.
     """
     check_optimizer(optimizer, "server")
 
@@ -189,7 +189,7 @@ def server_step(
 
 
 def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax.GradientTransformation:
-    """`optimizer` itself; raises where it is no optax optimiser."""
+    """`optimizer`, checked: raises where it is not an optax optimiser."""
     if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
         raise TypeError(
             f"{name}= must be an optax optimiser (an optax.GradientTransformation), got {type(optimizer).__name__} {optimizer!r}. "
@@ -199,12 +199,12 @@ def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax
 
 
 def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
-    """A client's optimiser itself, for the task's parameters; raises where it is none, and warns where it has
-    a schedule in it."""
+    """A client's optimiser for the task's parameters, checked: raises where it is not one, and warns where it
+    has a schedule in it."""
     found = check_optimizer(optimizer, name)
     state = jax.eval_shape(lambda key: found.init(task.init(key)), keys.shape())
     scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
-    if scheduled and known(jnp.zeros(())):  # not while a program is traced, which was told before
+    if scheduled and known(jnp.zeros(())):  # not while a program is traced: the warning came before
         log.warning(
             "the schedule in %s= begins anew at every client and in every round, as it counts a client's own steps; for one that goes by "
             "rounds write %s=lambda round: optax.sgd(schedule(round)), or fc.algorithms.by_round",

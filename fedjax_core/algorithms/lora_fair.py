@@ -1,11 +1,10 @@
-"""LoRA-FAIR: factors are averaged, and b is then moved a little so that the product is nearer to the mean
-product.
+"""LoRA-FAIR: factors are averaged, and b is then corrected to bring the product nearer to the mean product.
 
     a <- mean a_i,   b <- mean b_i + d,        d = argmin_d |mean(a_i b_i) - a (mean b_i + d)|^2 + ridge |d|^2
                                                  = (a' a + ridge I)^-1 a' (mean(a_i b_i) - a mean b_i)
 
-The weights stay as they were, so a client need not be sent any others. The paper also offers the cosine in
-the place of the square.
+The weights do not change, so clients need not be sent new ones. The paper also offers the cosine instead of
+the square.
 
 Bian et al., "LoRA-FAIR: Federated LoRA Fine-Tuning with Aggregation and Initialization Refinement", ICCV
 2025.

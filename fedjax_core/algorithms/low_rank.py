@@ -1,12 +1,12 @@
-"""What rules for low-rank factors share: clients train theirs, and the server has every client's, to make one
-model of them.
+"""Shared part of the rules for low-rank factors: clients train theirs, and the server merges every client's
+into one model.
 
     a_i, b_i <- local steps from a, b; the weights W stay still
     (W, a, b) <- merge(W, mean of a_i, mean of b_i, mean of a_i b_i)
     leaves that are trained themselves are averaged
 
-The task is one of `fedjax_core.lora`. A client sends its factors alone, and is sent W, for that may have
-moved."""
+The task is one of `fedjax_core.lora`. A client sends only its factors, and is sent W, which may have
+changed."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -58,8 +58,8 @@ def low_rank(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """Training of the factors of a task made by `fedjax_core.lora.lora`, which meet by `merge`; means are
-    weighed by `weighting`."""
+    """Training of the factors of a task made by `fedjax_core.lora.lora`, which `merge` combines; means are
+    weighted by `weighting`."""
 
     def factors(model: LowRank) -> Factors:
         return Factors(model.a, model.b, model.full)
@@ -89,7 +89,7 @@ def low_rank(
 
 
 def missed(mean: Factors, products: Params) -> Params:
-    """What the product of the mean factors lacks of the mean product."""
+    """The mean product minus the product of the mean factors."""
     return jax.tree.map(lambda p, a, b: p - a @ b, products, mean.a, mean.b)
 
 

@@ -61,7 +61,7 @@ def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0)
 
 @scheduled("task", "base", "server_lr")
 def mimelite(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
-    """Mime whose local steps go down the plain gradient, which is half of the work; clients count by their
+    """Mime with plain gradients in the local steps, which is half of the work; clients count by their
     examples."""
     return _mime(task, base, server_lr, lambda here, at: here)
 

@@ -1,10 +1,10 @@
-"""MOON: a client's features are drawn towards those of the global model, and away from its own last model's.
+"""MOON: a client's features are pulled towards those of the global model, and away from those of its own last
+model.
 
     loss of an example = l(y) - mu log( exp(s(z, z_glob)/t) / (exp(s(z, z_glob)/t) + exp(s(z, z_prev)/t)) )
 
-with z, z_glob and z_prev the example's features by the model that is trained, by the broadcast one, and by
-that which the client ended with when it last took part (before that, the one that all began with); s is the
-cosine. Averaged as in FedAvg.
+with z, z_glob and z_prev the example's features by the trained model, by the broadcast one, and by the
+client's last model (at first, the one that all began with); s is the cosine. Averaged as in FedAvg.
 
 Li, He and Song, "Model-Contrastive Federated Learning", CVPR 2021, eq. 3 and 5.
 
@@ -39,8 +39,7 @@ def moon(
     *,
     weighting: Callable[[Seen], Array] = by_examples,
 ) -> Algorithm:
-    """FedAvg with a contrast of weight `mu` in each client's loss, between features of the task:
-    `Task.features`."""
+    """FedAvg with a contrastive term of weight `mu` in each client's loss, on the task's `features`."""
     features = task.features
     if features is None:
         raise ValueError(
@@ -59,7 +58,7 @@ def moon(
 
         return loss
 
-    # of which the local steps are others
+    # FedAvg with other local steps
     averaging = fedavg(task, optax.identity(), server, weighting=weighting)
     (exchange,) = averaging.exchanges
     begin, step = local_training(task, local, objective=objective)
@@ -72,6 +71,6 @@ def moon(
 
 
 def _cosine(a: Array, b: Array) -> Array:
-    """Of each row, [B]; rows of zeros have a cosine of 0 with any."""
+    """The cosine of each row, [B]; rows of zeros have a cosine of 0 with any."""
     norms = jnp.sqrt(jnp.maximum(jnp.sum(a * a, -1) * jnp.sum(b * b, -1), 1e-16))
     return jnp.sum(a * b, -1) / norms

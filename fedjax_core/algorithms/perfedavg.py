@@ -1,13 +1,13 @@
-"""Per-FedAvg: a model that one gradient step on a client's own data makes a good one for that client.
+"""Per-FedAvg: a model that becomes a good one for a client after one gradient step on the client's own data.
 
     F_i(w) = f_i(w - alpha grad f_i(w; A); B)        A, B: the even and the odd rows of a batch
     y <- y - local(grad F_i(y))                      local steps from the broadcast x, averaged as in FedAvg
 
 Fallah, Mokhtari and Ozdaglar, "Personalized Federated Learning with Theoretical Guarantees: A Model-Agnostic
 Meta-Learning Approach", NeurIPS 2020, eq. 3 and 5. The gradient is (I - alpha H) grad f_i(u; B) at u = w -
-alpha grad f_i(w; A), with H the Hessian of the rows of the step, A. Its product with a vector JAX takes
-exactly; the paper's two ways to do without are leaving it out ("none": FO) and the difference of two
-gradients ("difference": HF).
+alpha grad f_i(w; A), with H the Hessian of the rows of the step, A. JAX computes its product with a vector
+exactly; the paper's two ways without it are to leave it out ("none": FO) and the difference of two gradients
+("difference": HF).
 
 >>> import optax
 >>> from fedjax_core import models
@@ -44,7 +44,7 @@ def perfedavg(
 ) -> Algorithm:
     """`fedavg` of models that are good after one step of size `alpha`; the other arguments are fedavg's.
 
-    `delta` is how far from the model the two gradients of `hessian="difference"` are taken, in units of the
+    `delta` is the distance from the model of the two gradients of `hessian="difference"`, in units of the
     vector's length.
 
     The metric `loss` is that after the step, on rows that the step did not see. A batch with a single example
@@ -56,8 +56,8 @@ def perfedavg(
 
 
 def after_a_step(alpha: float, hessian: Hessian = "exact", delta: float = 1e-2) -> Gradient:
-    """The gradient of the loss on half of the batch after a step of size `alpha` on the other half, through
-    that step."""
+    """A `gradient=`: that of the loss on half of the batch after a step of size `alpha` on the other half,
+    through that step."""
 
     def gradient(task: Task, params: Params, batch: Batch, key: Key) -> tuple[Params, dict[str, Mean]]:
         seen, unseen = batch.split(2)

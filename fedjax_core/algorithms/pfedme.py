@@ -1,4 +1,5 @@
-"""pFedMe: clients use models near a local one, and the local one follows them: steps on a smoothed loss.
+"""pFedMe: clients use models near a local one, and the local one follows them, which are steps on a smoothed
+loss.
 
     t_i <- argmin_t f_i(t; batch) + lam/2 |t - w|^2        by some steps of size inner_lr; stays with the client, which uses it
     w   <- w - lr lam (w - t_i)                            each local step, from w = x
@@ -25,8 +26,7 @@ from fedjax_core.types import Batch, Key, Own, Params, known
 
 
 class Local(NamedTuple):
-    """What a client carries: the local model w, and the one that it uses, t_i. `params` and `personal` are
-    their names elsewhere."""
+    """A client's carry: the local model w (`params`), and the one that it uses, t_i (`personal`)."""
 
     params: Params
     personal: Params
@@ -36,13 +36,13 @@ class Local(NamedTuple):
 def pfedme(
     task: Task, lr: float, lam: float, inner_lr: float, inner_steps: int = 5, beta: float = 1.0
 ) -> Algorithm:
-    """pFedMe of clients who count alike; each local step has `inner_steps` gradients. The metric `loss` is at
-    the end of these."""
+    """pFedMe with clients weighted alike; each local step has `inner_steps` gradients. The metric `loss` is
+    at the end of these."""
     if known(lam) and lam <= 0:
         raise ValueError(
             f"pfedme needs lam > 0, got {lam}: without a pull clients would have nothing to do with one another"
         )
-    # of which the local steps are others
+    # FedAvg with other local steps
     averaging = fedavg(task, optax.identity(), server=optax.sgd(beta), weighting=uniform)
     (exchange,) = averaging.exchanges
 

@@ -1,12 +1,12 @@
-"""ProxSkip (Scaffnew): local steps with a control variate, until a coin of the server says that clients meet.
+"""ProxSkip (Scaffnew): local steps with a control variate, until the server's coin says to average.
 
     y   <- y - lr (g(y) - h_i)             T local steps from y = x; T ~ Geometric(p), the same for all clients
     x   <- mean of y_i
-    h_i <- h_i + (p / lr) (x - y_i)        stays with the client, as soon as it is told the new x
+    h_i <- h_i + (p / lr) (x - y_i)        stays with the client; done when it receives the new x
 
 Mishchenko et al., "ProxSkip: Yes! Local Gradient Steps Provably Lead to Communication Acceleration!
-Finally!", ICML 2022, algorithm 2. The coin is flipped before each step there; here the server draws how often
-it fails.
+Finally!", ICML 2022, algorithm 2. There the coin is flipped before each step; here the server draws the
+number of failures.
 
 >>> from fedjax_core import models
 >>> algorithm = proxskip(models.linear(features=3), lr=0.1, probability=0.25)
@@ -37,14 +37,14 @@ from fedjax_core.types import Array, Batch, Key, Params, known
 
 
 class Global(NamedTuple):
-    """The model x, and T, how many local steps clients take from it."""
+    """The model x, and T, the number of local steps from it."""
 
     params: Params
     steps: Array  # int32
 
 
 class Own(NamedTuple):
-    """What a client keeps: its control variate h_i, and where its last local steps ended."""
+    """A client's state: its control variate h_i, and the end of its last local steps."""
 
     control: Params
     params: Params
@@ -60,8 +60,8 @@ class Local(NamedTuple):
 
 @scheduled("task", "lr")
 def proxskip(task: Task, lr: float, probability: float) -> Algorithm:
-    """ProxSkip with local step size `lr`; clients meet after each step with this `probability`, all of them
-    in every round.
+    """ProxSkip with local step size `lr`; clients average after each step with this `probability`, all of
+    them in every round.
 
     A round has at most the run's local steps: give several times 1 / probability (`steps=`). Steps beyond the
     drawn number change nothing. The first round takes 1 / probability steps, as nothing is drawn before it.

@@ -1,4 +1,4 @@
-"""q-FFL by q-FedAvg: clients with a larger loss count for more, so that accuracy is spread more evenly.
+"""q-FFL by q-FedAvg: clients with a larger loss count more, so that accuracy is spread more evenly.
 
     exchange 1 (silent)    F_i = f_i(x)                             one pass; the loss stays with the client
     exchange 2             d_i = y_i - x,                           local steps from y = x
@@ -6,7 +6,7 @@
     server                 x <- x + mean(F_i^q d_i / lr) / mean(h_i)
 
 Li, Sanjabi, Beirami and Smith, "Fair Resource Allocation in Federated Learning", ICLR 2020, algorithm 2. The
-h_i are numbers that the server reads client by client.
+server reads the h_i client by client.
 
 >>> from fedjax_core import models
 >>> algorithm = qffl(models.linear(features=3), lr=0.1, q=1.0)
@@ -34,8 +34,8 @@ class Global(NamedTuple):
 
 @scheduled("task", "lr", "q")
 def qffl(task: Task, lr: float, q: float) -> Algorithm:
-    """q-FedAvg with local step size `lr`; q = 0 is FedAvg of clients who count alike, and the larger `q`, the
-    more the worst off count."""
+    """q-FedAvg with local step size `lr`; q = 0 is FedAvg with clients weighted alike, and a larger `q` gives
+    more weight to clients with large losses."""
     if known(lr, q) and (lr <= 0 or q < 0):
         raise ValueError(f"qffl needs lr > 0 (it divides by it) and q >= 0, got lr={lr}, q={q}")
     begin, step = local_training(task, optax.sgd(lr))

@@ -1,5 +1,5 @@
-"""Reptile: the server goes a part of the way to where clients end, so that from there a client gets far in a
-few steps.
+"""Reptile: the server moves part of the way to the clients' models, towards a point from which a client gets
+far in a few steps.
 
     y <- y - local(g(y))                 local steps from y = x
     x <- x + rate mean(y_i - x)          clients count alike
@@ -22,6 +22,6 @@ from fedjax_core.task import Task
 
 @scheduled("task", "rate", "local")
 def reptile(task: Task, rate: float, local: optax.GradientTransformation) -> Algorithm:
-    """`fedavg` of clients who count alike, with the server's step `rate`; `rate=lambda round: 1 - round /
-    100` anneals it."""
+    """`fedavg` with clients weighted alike and the server's step `rate`; `rate=lambda round: 1 - round / 100`
+    anneals it."""
     return fedavg(task, local, server=optax.sgd(rate), weighting=uniform)

@@ -33,7 +33,7 @@ class Global(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a client reports: how its model and its control variate moved."""
+    """A client's update: the changes of its model and of its control variate."""
 
     params: Any
     control: Any

@@ -1,4 +1,4 @@
-"""SCAFFOLD with option I: clients renew their control variates by the gradient at the server's model, in one
+"""SCAFFOLD with option I: clients set their control variates to the gradient at the server's model, in one
 more pass.
 
     c_i+ = grad f_i(x)                         over all examples of the client, before it trains
@@ -26,14 +26,14 @@ from fedjax_core.work import ONCE
 
 
 class Own(NamedTuple):
-    """What a client keeps: its control variate c_i, and what comes in its place."""
+    """A client's state: its control variate c_i, and the one that replaces it."""
 
     control: Params
     next: Params
 
 
 class Training(NamedTuple):
-    """A client at work: as in option II, and what its control variate will be."""
+    """A client's carry: that of option II, and its next control variate."""
 
     carry: Any
     next: Params
@@ -41,7 +41,7 @@ class Training(NamedTuple):
 
 @scheduled("task", "lr", "server_lr")
 def scaffold_one(task: Task, lr: float, population: int, server_lr: float = 1.0, **rest: Any) -> Algorithm:
-    """`scaffold`, whose arguments it takes, with control variates that are gradients over all of a client's
+    """`scaffold`, with its arguments, and control variates that are gradients over all of a client's
     examples."""
     second = scaffold(task, lr, population, server_lr, **rest)
     (train,) = second.exchanges

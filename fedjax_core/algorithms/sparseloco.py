@@ -1,13 +1,13 @@
-"""SparseLoCo: DiLoCo that sends the largest few numbers of each change, and keeps the rest for the next time.
+"""SparseLoCo: DiLoCo that sends only the largest numbers of each change, and keeps the rest for the next
+round.
 
     e_i <- decay e_i + (y_i - x)                    after H local steps by an optimiser that the worker keeps
     s_i <- the largest of e_i by size;              sent, the others as zeros
     e_i <- e_i - s_i                                stays with the worker
     x   <- x + outer(mean s_i)
 
-Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025. The errors that are kept take
-the place of the outer momentum. There the numbers that are sent have 2 bits: `fc.compose(...,
-uplink=fc.uplink.quantize(bits=2))`.
+Sarfi et al., "Communication Efficient LLM Pre-training with SparseLoCo", 2025. The kept errors replace the
+outer momentum. There the numbers sent have 2 bits: `fc.compose(..., uplink=fc.uplink.quantize(bits=2))`.
 
 >>> import optax
 >>> from fedjax_core import models
@@ -30,7 +30,7 @@ from fedjax_core.types import Array, Key, Params
 
 
 class Own(NamedTuple):
-    """What a worker keeps: its optimiser's state, and what it did not send yet."""
+    """A worker's state: its optimiser's, and what it has not sent yet."""
 
     opt: optax.OptState
     error: Params
@@ -73,7 +73,8 @@ def sparseloco(
 
 
 def largest(x: Array, share: float) -> Array:
-    """`x` with all but this share of its numbers, the largest by size, made zero; of equal ones the first."""
+    """`x` with all numbers set to zero but this share of them, the largest by size; of equal ones the
+    first."""
     count = max(1, round(share * x.size))
     _, places = jax.lax.top_k(jnp.abs(x.ravel()), count)
     return jnp.zeros(x.size, x.dtype).at[places].set(x.ravel()[places]).reshape(x.shape)

@@ -1,12 +1,12 @@
-"""TERM: clients count by the exponential of their loss, from the mean of all losses (t near 0) to the largest
-(t large).
+"""TERM: clients are weighted by the exponential of their loss, between the mean of all losses (t near 0) and
+the largest (t large).
 
     exchange 1 (silent)    F_i = f_i(x)                              one pass; the loss stays with the client
     exchange 2             d_i = y_i - x                             local steps from y = x
     server                 x <- x + sum_i p_i exp(t F_i) d_i / sum_i p_i exp(t F_i),        p_i = w_i / sum_j w_j
 
-which is a step down log(sum_i p_i exp(t F_i)) / t. The exponentials are taken relative to that number of the
-round before.
+which is a step down log(sum_i p_i exp(t F_i)) / t. The exponentials are relative to that number in the round
+before.
 
 Li, Beirami, Sanjabi and Smith, "Tilted Empirical Risk Minimization", ICLR 2021, between groups, which are the
 clients.
@@ -34,7 +34,7 @@ _MOST = 60.0  # an exponent, so that the sum of 1e10 of them is finite in float3
 
 
 class Global(NamedTuple):
-    """The model x, and t times the tilted loss of the last round, from which exponents are counted."""
+    """The model x, and t times the tilted loss of the last round, which exponents are relative to."""
 
     params: Params
     level: Array

@@ -1,4 +1,4 @@
-"""An algorithm whose reports all count alike, for a rule that goes by no weights, such as Krum.
+"""An algorithm with all reports weighted alike, for a rule without weights, such as Krum.
 
     weight of a report = 1        instead of the number of examples, or whatever else the algorithm weighs by
 

@@ -1,7 +1,8 @@
 """The interface of a preprocessing step: what one does to one column, from sums that all clients give.
 
-sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)  ─►
-step.apply(x_i, parameters)"""
+sums_i = step.sums(x_i)  ─►  merge, in the clients' order  ─►  parameters = step.finalize(...)
+at each client:  step.apply(x_i, parameters)
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,7 @@
 """One client's work in one exchange, as functions of its place in the cohort, which lanes vmap.
 
-begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) ->
-Read"""
+begin(k, kept) -> carry        step(carry, rows, k, t) -> (carry, metrics)        report(k, carry, kept) -> Read
+"""
 
 from functools import partial
 from typing import Any, NamedTuple

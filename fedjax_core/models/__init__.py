@@ -1,5 +1,5 @@
-"""Models as tasks: small ones as plain matrix products, and any Flax module by `from_flax`; and what makes
-them fit.
+"""Models as tasks: small ones as plain matrix products, any Flax module by `from_flax`, and transforms that
+save memory.
 
 The networks of the field's benchmarks, with their numbers of parameters (a test counts them):
 

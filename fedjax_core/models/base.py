@@ -1,5 +1,5 @@
-"""What the models share: inputs as floats, and the losses and metrics of one example, for these tasks and for
-your own Flax modules.
+"""Shared parts of the models: inputs as floats, and the losses and metrics of one example, for these tasks
+and for your own Flax modules.
 
 >>> import jax.numpy as jnp
 >>> cross_entropy(jnp.zeros((2, 4)), jnp.array([3, 0])).tolist() == [jnp.log(4.0)] * 2
@@ -24,12 +24,12 @@ POSITIVE_LOSS = ("loss", 0.0, math.inf)
 
 
 def images(x: Array) -> Array:
-    """`x` with uint8 brought to floats in [0, 1]; any other dtype is left as it is."""
+    """`x` with uint8 scaled to floats in [0, 1]; any other dtype is left as it is."""
     return x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x
 
 
 def like(params: Params, x: Any) -> Any:
-    """`x` with its floating leaves in the one dtype of the floating parameters, in which the model is
+    """`x` with its floating leaves in the dtype of the floating parameters, in which the model is
     computed."""
     dtypes = {p.dtype for p in jax.tree.leaves(params) if jnp.issubdtype(p.dtype, jnp.floating)}
     if len(dtypes) != 1:
@@ -53,8 +53,8 @@ def flat(x: Array, features: int) -> Array:
 def cross_entropy(logits: Array, labels: Array) -> Array:
     """-log softmax(logits)[label] for each example: logits [B, C], labels [B] of any dtype.
 
-    NaN where a label is outside 0..C-1, or no whole number, so that a wrong label cannot pass for a perfect
-    answer."""
+    NaN where a label is outside 0..C-1, or not a whole number, so that a wrong label cannot pass for a
+    perfect answer."""
     # A comparison, not a gather: logistic 60x10, B=10 on a 2-core x86 does 3.4 M examples/s in 4 lanes and 4.0 M in
     # 64 either way, but with uint8 labels the gather falls to 2.6 M in 4 lanes.
     classes = logits.shape[-1]
@@ -68,7 +68,7 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def _is_whole(labels: Array) -> Array | bool:
-    """Which labels are whole numbers; of an integer dtype all are."""
+    """A mask of the labels that are whole numbers; all are for an integer dtype."""
     return labels == jnp.round(labels) if jnp.issubdtype(labels.dtype, jnp.floating) else True
 
 
@@ -80,15 +80,14 @@ def binary_cross_entropy(logits: Array, labels: Array) -> Array:
 
 
 def accuracy(logits: Array, labels: Array) -> Array:
-    """1 where the largest logit (or, for logits [B], the sign of the only one) is the label's, else 0:
-    [B]."""
+    """1 where the largest logit (or for logits [B] the sign) is that of the label, else 0: [B]."""
     guess = (logits > 0).astype(jnp.int32) if logits.ndim == 1 else logits.argmax(-1).astype(jnp.int32)
     return (_is_whole(labels) & (guess == labels.astype(jnp.int32))).astype(jnp.float32)
 
 
 def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], Array], classes: int) -> Task:
-    """The task of a model with no randomness in it: logits [B, C] for C classes, [B] where `classes` is 1
-    (labels 0 and 1), in `y`."""
+    """The task of a model without randomness: logits [B, C] for C classes, or [B] if `classes` is 1 (labels 0
+    and 1); labels in `y`."""
 
     def losses(outputs: Array, batch: Batch) -> Array:
         return (binary_cross_entropy if outputs.ndim == 1 else cross_entropy)(outputs, batch["y"])
@@ -105,7 +104,7 @@ def classifier(init: Callable[[Key], Params], logits: Callable[[Params, Batch], 
 
 
 def labels_below(classes: int) -> Callable[[Any], None]:
-    """A task's `check`: the labels in column `y` are whole numbers from 0 to classes - 1, in whatever
+    """A task's `check` that the labels in column `y` are whole numbers from 0 to classes - 1, in any
     dtype."""
 
     def check(clients: Any) -> None:

@@ -1,10 +1,10 @@
-"""BatchNorm in a federated task: its statistics are of a batch's own examples, never of padding.
+"""BatchNorm in a federated task: its statistics are those of a batch's own examples, never of padding.
 
     mean, var        <- over the rows of the batch that are no padding
     running mean     <- momentum * running mean + (1 - momentum) * mean          the same for the variance
 
 The last batch of a client is filled up with copies of its examples, which would count twice. So while a linen
-module is applied, each of its `nn.BatchNorm` that is given no mask gets the batch's.
+module is applied, each `nn.BatchNorm` in it without a mask gets the batch's.
 
 >>> import jax, jax.numpy as jnp
 >>> norm, x = linen.BatchNorm(use_running_average=False), jnp.array([[1.0], [3.0], [3.0]])
@@ -24,13 +24,13 @@ from flax import linen
 from fedjax_core.types import Array
 
 STATISTICS = "batch_stats"
-"""The collection of a linen module that has them."""
+"""The collection of a linen module that holds the running statistics."""
 
 
 def masked(mask: Array) -> AbstractContextManager[None]:
-    """Within it, BatchNorm of linen modules is over the rows whose `mask` [B] is above 0; over all, where
-    none is."""
-    here = (mask > 0) | ~jnp.any(mask > 0)  # of an idle lane nothing counts, but it should be finite
+    """A context in which BatchNorm of linen modules uses the rows with `mask` [B] above 0, or all rows if
+    there are none."""
+    here = (mask > 0) | ~jnp.any(mask > 0)  # an idle lane does not count, but must be finite
 
     def with_mask(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if (

@@ -2,9 +2,9 @@
 
     l_i = event_i * log sum_{j at risk at time_i} exp(s_j - s_i)        s = x @ w + b
 
-At risk are those seen for longer than i, i itself, and of those with the same time the ones before it in the
-batch. Batches of the same examples in another order thus differ only through ties. The mean is over all
-examples of the batch, the censored too.
+At risk are i itself, the examples with a longer time, and of those with the same time the ones before i in
+the batch. So batches of the same examples in another order differ only through ties. The mean is over all
+examples of the batch, the censored ones too.
 
 Cox, "Regression models and life-tables", Journal of the Royal Statistical Society B, 1972; the variant is
 FLamby's Fed-TCGA-BRCA.
@@ -32,10 +32,10 @@ def cox(features: int) -> Task:
     """Cox regression on columns `x`, `time` and `event` (1 seen, 0 censored); parameters {"w": [features],
     "b": []}.
 
-    Of examples all of which are censored nothing can be learned. `predict` gives the log risk. The loss
-    depends on which examples share a batch, so batches of one teach nothing; padding is in nobody's risk set.
-    `b` cancels in the loss and never moves. Evaluated at real sites it is the loss of 512 examples at a time,
-    and in a simulator of as many as the median client has, in whole powers of 2."""
+    Nothing can be learned from censored examples alone. `predict` gives the log risk. The loss depends on
+    which examples share a batch, so batches of one teach nothing; padding is in no risk set. `b` cancels in
+    the loss and never moves. Real sites evaluate the loss of 512 examples at a time, a simulator of as many
+    as the median client has, as a power of 2."""
     if features < 1:
         raise ValueError(f"cox() needs features of at least 1, got {features}")
 
@@ -52,7 +52,7 @@ def cox(features: int) -> Task:
 
 
 def _check_events(clients: Any) -> None:
-    """Raises where column `event` is not of 0 and 1, as where 1 stands for censored and 2 for seen."""
+    """Raises where column `event` is not 0 or 1, for example with 1 for censored and 2 for seen."""
     if "event" not in clients.columns:  # the shapes are wrong
         return
     try:
@@ -66,7 +66,7 @@ def _check_events(clients: Any) -> None:
 
 
 def partial_likelihood(scores: Array, time: Array, event: Array, mask: Array) -> Array:
-    """-log of the share of each example's risk among those at risk with it, 0 for the censored and for
+    """-log of each example's share of the risk among those at risk with it, 0 for the censored and for
     padding; all [B]."""
     position = jnp.arange(scores.shape[0], dtype=jnp.int32)
     longer = time[None, :] > time[:, None]  # [B, B]: is j seen for longer than i

@@ -1,14 +1,14 @@
-"""A Flax module, linen or nnx, as a task: the module stays as it is, and the task says how training and
-evaluation call it.
+"""`from_flax`: a Flax module, linen or nnx, as a task; the module stays as it is, and is told whether it
+trains.
 
     training       module(x, train=True), random numbers from the loss's key
     evaluation     module(x, train=False), no random numbers: `predict` and every metric, the metric `loss` among them
 
-The argument may be called `train`, `training`, `is_training` or `deterministic`; one of another name is given
-by `training=` and `evaluation=`, and a module whose dropout never drops is refused. An nnx module also has
-its `train()` and `eval()`. Parameters are all that a client trains and sends, so a module may keep nothing
-else but the running statistics of BatchNorm, where `statistics` says whose they are; those of a pretrained
-network can be its `constants`.
+The argument may be called `train`, `training`, `is_training` or `deterministic`; give one of another name by
+`training=` and `evaluation=`. A module whose dropout never drops is refused. For an nnx module `train()` and
+`eval()` are called too. A client trains and sends parameters only, so the module may have no other state but
+the running statistics of BatchNorm, if `statistics` says whose they are; those of a pretrained network can be
+`constants`.
 
 >>> import jax.numpy as jnp, optax
 >>> from flax import linen as nn
@@ -69,16 +69,16 @@ def from_flax(
     loss, metrics: (outputs, batch) -> one number an example, [B], or a dict of such.
     inputs: batch -> what the module is applied to. By default column `x`, uint8 brought to [0, 1]; for bytes
         that are tokens give `lambda batch: batch["x"]`.
-    training, evaluation: arguments by which the module is told what it does, such as `{"mode": "train"}` and
-    `{"mode": "eval"}`. constants: what the module keeps beside its parameters and is used as it is, never
-    trained or sent: of a linen module its collections,
-        `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already made, the types of its
-        variables, `["BatchStat"]`.
+    training, evaluation: arguments that tell the module its mode, such as `{"mode": "train"}` and
+        `{"mode": "eval"}`.
+    constants: the module's state beside its parameters that is used as it is, never trained or sent: of a
+        linen module its collections, `{"batch_stats": pretrained["batch_stats"]}`; of an nnx module already
+        made, the types of its variables, `["BatchStat"]`.
     statistics: whose the running statistics of a linen module's BatchNorm are. "personal": each client's own
         (FedBN), which no algorithm may send; "shared": averaged as parameters are. Parameters are then what
         Flax calls variables, {"params": ..., "batch_stats": ...}.
     features: the method of the module that gives examples' representations, [B, d], for `Task.features`;
-    called as the module itself."""
+        called as the module itself."""
     if statistics not in (None, "personal", "shared"):
         raise ValueError(
             f"statistics={statistics!r} is not known: 'personal' or 'shared'; for those of a pretrained network, used as they are, give "
@@ -184,7 +184,7 @@ def _linen(
     def apply(
         params: Params, x: Any, mask: Array, key: Key | None, method: str = "__call__", changed: bool = False
     ) -> Any:
-        """The outputs; or, of training, the statistics as it has `changed` them."""
+        """The outputs; or with `changed` the statistics as training changed them."""
         # Streams of any other name fall back to "params".
         rngs = (
             {}
@@ -269,7 +269,7 @@ def _nnx(
         return getattr(model, method)(x, **modes.of(model, key is not None, method))
 
     def tell(model: Any, train: bool) -> None:
-        """Whether it trains; statistics that are constants are used as they are in any case."""
+        """Tells the model whether it trains; constant statistics are used as they are in any case."""
         if train:
             model.train()
             if constants:
@@ -306,18 +306,18 @@ def _nnx(
 
 
 def _counts(model: nnx.Module) -> list[Any]:
-    """How often each of the module's random streams was drawn from."""
+    """The number of draws from each of the module's random streams."""
     return [leaf.get_value() for _, leaf in nnx.to_flat_state(nnx.state(model, nnx.RngCount))]
 
 
 def _rate(layer: Any) -> float:
-    """The share that a layer is meant to drop; 0 of one that drops nothing."""
+    """The share that a layer is meant to drop; 0 if it drops nothing."""
     rate = getattr(layer, "rate" if isinstance(layer, (linen.Dropout, nnx.Dropout)) else "dropout_rate", 0.0)
     return float(rate) if isinstance(rate, (int, float)) else 0.0
 
 
 def _check_dropout(module: Any, draws: Draws) -> None:
-    """Raises where layers are meant to drop, and nothing is drawn in training."""
+    """Raises where layers are meant to drop but training draws no random numbers."""
     dropping, drawn = draws()
     if dropping and not drawn:
         kind = module if inspect.isclass(module) else type(module)
@@ -337,7 +337,7 @@ def _values(state: Any) -> dict[str, Array]:
 
 
 def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
-    """Raises if anything is `kept`: (kind, path) of what the module holds beside parameters and random
+    """Raises if there is anything in `kept`: (kind, path) of the module's state beside parameters and random
     streams."""
     found: dict[str, list[str]] = {}
     for kind, path in kept:
@@ -357,8 +357,8 @@ def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
 
 
 def _example(columns: Mapping[str, Any]) -> Batch:
-    """The shapes of a batch of two examples with these columns: two, so that a scalar or a sum is told from a
-    loss an example."""
+    """The shapes of a batch of two examples with these columns: two, to tell a scalar or a sum from a loss an
+    example."""
     if not isinstance(columns, Mapping):
         raise TypeError(
             f'example_batch is a dict of columns such as {{"x": ..., "y": ...}}, got a {type(columns).__name__}'

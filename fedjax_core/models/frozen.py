@@ -1,11 +1,10 @@
-"""A task of which only some leaves are trained, kept and sent, as when the head of a pretrained model is
-fitted to hospitals.
+"""A task with only some leaves trained, kept and sent, for example the head of a pretrained model.
 
     the model's leaves = those that are trained, which are the parameters of the new task, + the others, as they were given
 
-The parameters of the new task have None in the place of every other leaf, so no algorithm, stage, message or
-checkpoint ever sees one. The others are part of the task itself: whoever trains has them from the study, and
-a study's hash is of their values too.
+The parameters of the new task have None in place of every other leaf, so no algorithm, stage, message or
+checkpoint ever sees one. The others are part of the task itself: sites have them from the study, and the
+study's hash covers their values.
 
 >>> import jax
 >>> from fedjax_core.models.mlp import mlp
@@ -28,14 +27,13 @@ from fedjax_core.types import Key, Params
 
 
 def train_only(task: Task, params: Params, *names: str) -> Task:
-    """The task that begins at `params` and trains the leaves under these names, as "Dense_1",
+    """The task that begins at `params` and trains the leaves under these names, such as "Dense_1",
     "Dense_1/kernel", or "1/w" in a list.
 
-    `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and what
-    clients keep are of the size of the leaves that are trained, and a gradient is taken of no other. The
-    others are arguments of each compiled program, in no text of it (`fedjax_core.constants`), and the memory
-    plan counts them. Put it around `remat`, `accumulate` and `bfloat16`, not within. Raises where a name is
-    of no leaf.
+    `fc.models.whole(params, state.params)` is the whole model again. Messages, checkpoints, lanes and client
+    state have the size of the trained leaves, and only these have gradients. The others are arguments of each
+    compiled program, not part of its text (`fedjax_core.constants`), and the memory plan counts them. Put it
+    around `remat`, `accumulate` and `bfloat16`, not within. Raises where a name fits no leaf.
     """
     if not names:
         raise ValueError(
@@ -56,5 +54,5 @@ def train_only(task: Task, params: Params, *names: str) -> Task:
 
 
 def whole(params: Params, trained: Params) -> Params:
-    """`params` with those leaves replaced that are not None in `trained`."""
+    """`params` with the leaves of `trained` that are not None."""
     return jax.tree.map(jnp.asarray, tree.combine(trained, params))

@@ -32,7 +32,7 @@ from fedjax_core.types import Array, Batch
 
 
 class LSTM(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocabulary], by LSTMs one on another."""
+    """Stacked LSTMs: tokens [B, T] to logits [B, T, vocabulary]."""
 
     vocabulary: int
     embed: int
@@ -50,8 +50,8 @@ class LSTM(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens [B, T] to logits [B, T, vocabulary]; each place sees those before it. Layers are normalised
-    after their sum."""
+    """A transformer: tokens [B, T] to logits [B, T, vocabulary]; each place sees those before it. Layers are
+    normalised after the residual sum."""
 
     vocabulary: int
     width: int
@@ -77,13 +77,13 @@ class Transformer(nn.Module):
 
 
 def char_lstm(vocabulary: int = 90, *, length: int = 80) -> Task:
-    """The next character after each of sequences of `length`, columns `x` and `y`; 90 are Shakespeare's with
-    the marks of TFF."""
+    """Prediction of the next character in sequences of `length`, columns `x` and `y`; 90 characters are
+    Shakespeare's with the marks of TFF."""
     return _next_token(LSTM(vocabulary, 8, (256, 256)), vocabulary, length)
 
 
 def word_lstm(vocabulary: int = 10_004, *, length: int = 20) -> Task:
-    """The next word after each of sequences of `length`, columns `x` and `y`."""
+    """Prediction of the next word in sequences of `length`, columns `x` and `y`, by an LSTM."""
     return _next_token(LSTM(vocabulary, 96, (670,), project=96), vocabulary, length)
 
 
@@ -97,7 +97,8 @@ def transformer(
     feedforward: int = 1536,
     dropout: float = 0.1,
 ) -> Task:
-    """The next word after each of sequences of `length`, columns `x` and `y`; `heads` must divide `width`."""
+    """Prediction of the next word in sequences of `length`, columns `x` and `y`, by a transformer; `heads`
+    must divide `width`."""
     if width % heads or width % 2:
         raise ValueError(f"width must be even, and a multiple of heads, got width={width} and heads={heads}")
     return _next_token(
@@ -113,7 +114,7 @@ def positions(length: int, width: int) -> np.ndarray:
 
 
 def _next_token(module: nn.Module, vocabulary: int, length: int) -> Task:
-    """The task of a module that gives logits of the next token; of `y` those count that are no padding."""
+    """The task of a module that gives logits of the next token; padding in `y` does not count."""
 
     def over_tokens(of: Array, batch: Batch) -> Array:
         counts = (batch["y"] > 0).astype(of.dtype)

@@ -2,7 +2,7 @@
 
     logits = x @ w + b
 
-All begin at zero, where the loss is the same for everyone and the problem is convex: no draw needed.
+All parameters begin at zero: the problems are convex, so nothing need be drawn.
 
 >>> import jax
 >>> task = logistic(features=60, classes=10)

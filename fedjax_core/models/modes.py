@@ -16,13 +16,13 @@ _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONL
 
 
 class Modes(NamedTuple):
-    """What the module is told beside the usual arguments."""
+    """The arguments of the module in training and in evaluation, besides the usual ones."""
 
     training: Mapping[str, Any]
     evaluation: Mapping[str, Any]
 
     def of(self, module: Any, train: bool, method: str = "__call__") -> dict[str, Any]:
-        """The arguments by which a method of the module is told whether it trains."""
+        """The arguments that tell a method of the module whether it trains."""
         usual = {"train": train, "training": train, "is_training": train, "deterministic": not train}
         if not hasattr(type(module), method):
             raise ValueError(

@@ -27,7 +27,7 @@ from fedjax_core.types import Array, Batch
 
 
 class Block(nn.Module):
-    """Two convolutions around which the input is led."""
+    """A residual block: two convolutions, with the input added to their result."""
 
     channels: int
     stride: int

@@ -1,4 +1,4 @@
-"""`to_nnx`: puts trained parameters back into the nnx module that a task was made of.
+"""`to_nnx`: puts trained parameters back into the nnx module that a task was made from.
 
 >>> import jax
 >>> from fedjax_core.models.from_flax import from_flax
@@ -20,12 +20,12 @@ from fedjax_core.types import Params
 
 
 def to_nnx(module: nnx.Module | Callable[..., nnx.Module], params: Params) -> Any:
-    """A new module with these parameters ({name with dots: array}), as `state.params` of a task by
-    `from_flax` has them.
+    """A new module with these parameters ({name with dots: array}), such as `state.params` of a task by
+    `from_flax`.
 
-    `module` is what `from_flax` was given, and stays as it is: a module, whose other variables the new one
-    has too, or a class or callable that makes one of `rngs=`. Raises ValueError where names or shapes are not
-    the module's."""
+    `module` is the one given to `from_flax`, and does not change: a module, whose other variables the new one
+    has too, or a class or callable that makes one from `rngs=`. Raises ValueError where names or shapes are
+    not the module's."""
     model = module if isinstance(module, nnx.Module) else module(rngs=nnx.Rngs(0))
     graph, *states = nnx.split(nnx.clone(model), nnx.Param, ...)
     variables, rest = states

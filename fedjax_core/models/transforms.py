@@ -1,12 +1,12 @@
-"""A task of the same numbers that needs less: memory (`remat`, `accumulate`) or memory and time (`bfloat16`).
-The model stays as it is.
+"""Transforms of a task that save memory (`remat`, `accumulate`) or memory and time (`bfloat16`). The model
+stays as it is.
 
     remat         the loss in segments; only what passes from one to the next is kept for the gradient, the rest is computed again
     accumulate    the batch in parts, one after another; their gradients add up in float32
     bfloat16      the model computed in 16 bits, the parameters, gradients and losses in 32
 
-They go into one another, `bfloat16` innermost so that sums stay float32: `accumulate(remat(bfloat16(task),
-8), 4)`.
+They can be nested, with `bfloat16` innermost so that sums stay float32: `accumulate(remat(bfloat16(task), 8),
+4)`.
 
 Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016; Micikevicius et al., "Mixed Precision
 Training", ICLR 2018.
@@ -40,11 +40,11 @@ from fedjax_core.types import Array, Batch, Columns, Key, Params
 
 
 def remat(task: Task, segments: int) -> Task:
-    """The task with its loss cut into `segments` of about equal activations, all but the last of which the
-    gradient computes again.
+    """The task with its loss cut into `segments` of about equal activations; the gradient recomputes all but
+    the last.
 
-    About the square root of the model's depth needs the least. It costs at most one more forward pass; losses
-    and gradients are the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4
+    About the square root of the model's depth needs the least memory. It costs at most one more forward pass;
+    losses and gradients are the same. An MLP of 16 layers of 64, batch 256: less than half of the memory in 4
     segments. For reverse mode only. A loop (`lax.scan`) or a jitted function within the loss is never cut.
     """
     at_least(1, segments=segments)
@@ -84,10 +84,10 @@ def accumulate(task: Task, parts: int) -> Task:
     """The task with each batch's losses computed in `parts`, one after another: the memory of activations
     falls by that factor.
 
-    Same losses and gradients, whatever the batch size: parts are of equal size, the last filled up with
-    padding. Only what a model draws (dropout) differs, as each part has a key of its own. For losses of one
-    example each: refused, when first traced, is one that reads `batch.mask`, as a loss in which examples meet
-    must (Cox).
+    Losses and gradients are the same, whatever the batch size: parts are of equal size, the last filled up
+    with padding. Only a model's draws (dropout) differ, as each part has a key of its own. It is for losses
+    of single examples: one that reads `batch.mask`, as a loss across examples must (Cox), is refused when
+    first traced.
     """
     at_least(1, parts=parts)
 
@@ -97,7 +97,7 @@ def accumulate(task: Task, parts: int) -> Task:
         size = -(-B // parts)
         number = -(-B // size)
         rows = jnp.arange(number * size, dtype=jnp.int32).reshape(number, size)
-        # the last part is filled up with the last example
+        # The last part is filled up with the last example.
         split = jax.tree.map(lambda x: x.at[rows].get(mode="clip"), batch.columns)
 
         def one(part: tuple[Array, Columns]) -> Array:
@@ -137,7 +137,7 @@ def _variables(atoms: Sequence[Any]) -> list[Any]:
 
 
 def _cut(eqns: Sequence[Any], segments: int) -> list[list[Any]]:
-    """The equations in order, in at most so many pieces that compute about as many bytes each."""
+    """The equations in order, in at most `segments` pieces of about equal bytes computed."""
     made = [sum(v.aval.size * getattr(v.aval.dtype, "itemsize", 4) for v in eqn.outvars) for eqn in eqns]
     pieces: list[list[Any]] = [[] for _ in range(segments)]
     before = 0
@@ -148,7 +148,7 @@ def _cut(eqns: Sequence[Any], segments: int) -> list[list[Any]]:
 
 
 def _computed_again(run: Callable[..., Any], tied: Sequence[bool]) -> Callable[..., Any]:
-    """`run`, of which only the arguments are kept for the gradient.
+    """`run`, with only its arguments kept for the gradient.
 
     `jax.checkpoint` would do, but XLA on CPU drops the barriers it sets, finds both computations equal and
     keeps everything (jax 0.10.2). So the second depends, for the arguments that are `tied`, on a zero that is
@@ -181,7 +181,7 @@ def _refuse_meeting(task: Task, params: Params, batch: Batch, key: Key) -> None:
 
 
 def _is_read(jaxpr: Any, variable: Any) -> bool:
-    """Whether the equations compute anything from the variable; one merely handed to an inner function may go
+    """Whether the equations compute anything from the variable; a variable passed to an inner function may go
     unread there."""
     for eqn in jaxpr.eqns:
         places = [i for i, v in enumerate(eqn.invars) if v is variable]
