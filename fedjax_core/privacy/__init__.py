@@ -1,5 +1,5 @@
-"""Differential privacy: what an epsilon is, noise that keeps to it, and audits that find where it is not
-kept.
+"""Differential privacy: accounting of an epsilon, mechanisms that keep to it, and audits that detect where it
+is not kept.
 
 >>> f"{epsilon(noise=1.0, rate=0.01, rounds=1000, delta=1e-5, accountant='rdp'):.3f}"
 '2.101'

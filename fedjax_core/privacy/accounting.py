@@ -1,15 +1,15 @@
-"""How much rounds of a noisy sum tell of one client, as an epsilon at a delta: by dp-accounting, and by
-nothing else.
+"""Privacy accounting: the epsilon at a delta of rounds of a noisy sum, computed by the dp-accounting library
+only.
 
-    a round = sum over the sampled clients of what was clipped to norm C  +  N(0, (noise C)^2)
+    a round = sum over the sampled clients of updates clipped to norm C  +  N(0, (noise C)^2)
     P[output | with the client] <= exp(epsilon) P[output | without] + delta, and the other way round
 
-`sampling` says how a round's clients are drawn, and has to be what the sampler does:
+`sampling` says how a round's clients are drawn, and must match the sampler:
 
 | sampling | a round's clients | neighbours | accountants |
 |---|---|---|---|
 | "poisson" | each by itself with probability `rate` | one client more or less | "pld", "rdp" |
-| "truncated" | as poisson, of which at most `cap` are kept, any of them as likely | one client more or less | "pld" |
+| "truncated" | as poisson, with at most `cap` kept, all sets as likely | one client more or less | "pld" |
 | "fixed" | `cohort` of `population`, all sets as likely | one client is another | "rdp" |
 | "everyone" | all | one client more or less | "pld", "rdp" |
 
@@ -40,12 +40,12 @@ Sampling = Literal["poisson", "truncated", "fixed", "everyone"]
 Accountant = Literal["pld", "rdp"]
 Neighbours = Literal["add-remove", "replace-one", "replace-special"]
 
-_TOO_MUCH = 1e4  # an epsilon past which nobody asks how much it is
+_TOO_MUCH = 1e4  # an epsilon above which its size does not matter
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """How a round's clients are drawn; the arguments of `epsilon` with the same names."""
+    """The sampling of a round's clients; the arguments of `epsilon` with the same names."""
 
     sampling: Sampling
     rate: float | None = None
@@ -55,8 +55,8 @@ class Sampled:
     examples: int = 1
 
     def event(self, noise: float) -> Any:
-        """One round, as dp-accounting names it."""
-        import dp_accounting as dp  # half a second, which only those pay who ask for an epsilon
+        """The event of one round, for dp-accounting."""
+        import dp_accounting as dp  # half a second, paid only when an epsilon is computed
 
         gaussian = dp.GaussianDpEvent(noise)
         if self.examples > 1:
@@ -74,7 +74,7 @@ class Sampled:
 
     @property
     def probability(self) -> float:
-        """With which a client takes part in a round."""
+        """The probability with which a client takes part in a round."""
         if self.rate is not None:
             return self.rate
         if self.sampling == "everyone":
@@ -100,10 +100,10 @@ def epsilon(
     """The epsilon at `delta` of `rounds` noisy sums; infinite without noise.
 
     `noise` is in multiples of the clip, as in N(0, (noise clip)^2). `rate` is a client's probability of
-    taking part in a round; `population` and `cohort` say it too, and "fixed" and "truncated" need them (and
-    `cap`). `accountant`: "pld" where it knows the sampling, else "rdp". `neighbours`: who is told apart;
-    without it, as the table above says. `examples` > 1: a person has so many rows, each of which is sampled
-    by itself.
+    taking part in a round; `population` and `cohort` give it too, and "fixed" and "truncated" need them (and
+    `cap`). `accountant`: by default "pld" if it knows the sampling, else "rdp". `neighbours`: the relation
+    between data sets; by default that of the table above. `examples` > 1: the number of rows of a person,
+    each sampled by itself.
     """
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
     _check(noise, rounds, delta, accountant, neighbours)
@@ -131,11 +131,12 @@ def noise_for(
     neighbours: Neighbours | None = None,
     examples: int = 1,
 ) -> float:
-    """The least noise, in multiples of the clip, by which `rounds` tell no more than this epsilon at `delta`.
+    """The least noise, in multiples of the clip, with which `rounds` rounds have at most this epsilon at
+    `delta`.
 
-    The arguments are those of `epsilon`. What that then gives is at most this epsilon, and at least 0.001
-    less. Takes some seconds with "pld". Raises ValueError where no noise is enough, as where a cap cuts off
-    cohorts too often."""
+    The arguments are those of `epsilon`, which then gives this epsilon or up to 0.001 less. Takes some
+    seconds with "pld". Raises ValueError where no noise is enough, for example because a cap cuts off cohorts
+    too often."""
     drawn = sampled(sampling, rate, population, cohort, cap, examples)
     _check(1.0, rounds, delta, accountant, neighbours)
     if not (0 < epsilon < math.inf):
@@ -246,9 +247,8 @@ def _epsilon(
 
 @lru_cache(maxsize=8)
 def _composed(noise: float, rate: float, rounds: int, neighbours: Neighbours) -> Any:
-    """The privacy loss distribution of so many rounds: as `PLDAccountant` has it, and kept for another
-    delta."""
-    if rate == 1:  # noise that is drawn again and again is as one with less
+    """The privacy loss distribution of `rounds` rounds, as in `PLDAccountant`, cached for other deltas."""
+    if rate == 1:  # repeated noise equals one draw of less noise
         return _one_round(noise / math.sqrt(rounds), 1.0, neighbours)
     return _one_round(noise, rate, neighbours).self_compose(rounds)
 
@@ -274,7 +274,7 @@ def _relations() -> dict[Neighbours, Any]:
 
 
 def _accounted(event: Any, count: int, delta: float, accountant: Accountant, neighbours: Neighbours) -> float:
-    """The epsilon of an event that happens so many times."""
+    """The epsilon of an event that happens `count` times."""
     import dp_accounting as dp
 
     relation = _relations()[neighbours]
@@ -312,8 +312,8 @@ def _noise_for(
 
 
 def least(over: Callable[[float], float], start: float) -> float:
-    """The least number, a millionth or so above, for which `over`, which falls, is not above 0; raises where
-    there is none."""
+    """The least number, or about a millionth above it, at which the falling function `over` is not above 0;
+    raises where there is none."""
     low = high = start
     step = 1.001
     while over(high) > 0:
@@ -335,8 +335,8 @@ def least(over: Callable[[float], float], start: float) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without dp-accounting's warnings of Renyi orders that do not converge: they are left out, and the bound
-    is a little looser."""
+    """A context without dp-accounting's warnings of Renyi orders that do not converge: they are left out, and
+    the bound is a little looser."""
     speaks = logging.getLogger("absl")
     before = speaks.level
     speaks.setLevel(logging.ERROR)

@@ -1,12 +1,12 @@
-"""A clip that follows the clients: it moves so that a given share of updates is no longer than it, as far as
-noise lets that be seen.
+"""Adaptive clipping: the clip moves towards the norm that a given share of updates does not exceed, estimated
+with noise.
 
     client: sends (clip(u, C), b - 1/2), with b = 1 where |u| <= C
     server: value = (sum u + N(0, (z_u C)^2)) / m;   share = (sum (b - 1/2) + N(0, s^2)) / m + 1/2;   C <- C exp(-rate (share - quantile))
 
-Update and indicator are one vector under one clip, and so one Gaussian mechanism of noise z: z_u = (z^-2 - (2
-s)^-2)^(-1/2), a little more than z. Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private Learning
-with Adaptive Clipping", NeurIPS 2021.
+Update and indicator are one vector under one clip, and so one Gaussian mechanism with noise z: z_u = (z^-2 -
+(2 s)^-2)^(-1/2), a little more than z. Andrew, Thakkar, McMahan and Ramaswamy, "Differentially Private
+Learning with Adaptive Clipping", NeurIPS 2021.
 
 >>> round(adaptive(0.1).noise_of_updates(1.0, cohort=100), 6)
 1.005038
@@ -29,11 +29,11 @@ from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
 
 @dataclass(frozen=True)
 class adaptive:
-    """Instead of a number, as `clip=` of `client_level`: begins at `start`, and moves by `rate` towards the
+    """An adaptive clip, for `clip=` of `client_level`: begins at `start`, and moves by `rate` towards the
     `quantile` of norms.
 
-    `counting`: the standard deviation of the noise on the number of clients within it; a twentieth of the
-    cohort where not given."""
+    `counting`: the standard deviation of the noise on the number of clients within it; by default a twentieth
+    of the cohort."""
 
     start: float
     quantile: float = 0.5
@@ -53,7 +53,7 @@ class adaptive:
         return cohort / 20 if self.counting is None else self.counting
 
     def noise_of_updates(self, noise: float, cohort: float) -> float:
-        """What noise updates get, in multiples of the clip, where they and the counting together have
+        """The noise of updates, in multiples of the clip, with which they and the counting together have
         `noise`."""
         by = self.counts_by(cohort)
         if not noise < 2 * by:
@@ -65,7 +65,7 @@ class adaptive:
 
 
 class Counted(NamedTuple):
-    """A clipped update, and half above or below 0 for whether it was no longer than the clip."""
+    """A clipped update, and 1/2 or -1/2 for whether it was within the clip."""
 
     update: Update
     within: Array

@@ -1,14 +1,14 @@
-"""Audits: a lower bound on what a mechanism tells, from what it did. One above the claimed epsilon says that
-a promise is broken.
+"""Privacy audits: lower bounds on a mechanism's epsilon from its outputs. A bound above the claimed epsilon
+shows a broken promise.
 
-    scores of members and of others        how well can they be told apart, and how small can epsilon then be, at 95 %?
-    canaries in a run, `one_shot`          how far has the model gone along directions that only canaries sent?
+    scores of members and of others        how well they are told apart bounds epsilon from below, at 95 %
+    canaries in a run, `one_shot`          how far the model has moved along directions that only canaries sent
 
-`epsilon_of_counts` is Clopper and Pearson's: false alarms and misses are by chance no fewer than so many, and
-under (epsilon, delta) they cannot both be few: 1 - misses <= exp(epsilon) false alarms + delta.
-`epsilon_one_run` is of one run with many canaries, each in it or not by a coin: Steinke, Nasr and Jagielski,
-"Privacy Auditing with One (1) Training Run", NeurIPS 2023, theorem 5.2. `one_shot` is no bound but an
-estimate: Andrew et al., "One-shot Empirical Privacy Estimation for Federated Learning", ICLR 2024.
+`epsilon_of_counts` bounds false alarms and misses from below by Clopper and Pearson; under (epsilon, delta)
+they cannot both be few: 1 - misses <= exp(epsilon) false alarms + delta. `epsilon_one_run` uses one run with
+many canaries, each in it or not by a coin: Steinke, Nasr and Jagielski, "Privacy Auditing with One (1)
+Training Run", NeurIPS 2023, theorem 5.2. `one_shot` is no bound but an estimate: Andrew et al., "One-shot
+Empirical Privacy Estimation for Federated Learning", ICLR 2024.
 
 >>> rng = np.random.default_rng(0)
 >>> members, others = rng.normal(1, 1, 2000), rng.normal(0, 1, 2000)
@@ -24,19 +24,19 @@ from scipy.optimize import brentq
 from scipy.stats import beta, binom, norm
 
 _MOST = 50.0  # an epsilon that no audit finds
-_SHARES = (0.1, 0.05, 0.02, 0.01)  # of scores that are taken for those of members, or of others
+_SHARES = (0.1, 0.05, 0.02, 0.01)  # shares of scores that are taken for members', or for others'
 
 
 def auc(members: Any, others: Any) -> float:
-    """The probability that a member's score is above that of somebody else; a half where scores tell
-    nothing."""
+    """The probability that a member's score is above a non-member's; a half where scores carry no
+    information."""
     members, others = np.sort(np.asarray(members, np.float64)), np.sort(np.asarray(others, np.float64))
     below, upto = np.searchsorted(others, members, "left"), np.searchsorted(others, members, "right")
     return float((below + upto).sum() / (2 * len(members) * len(others)))
 
 
 def tpr_at(members: Any, others: Any, fpr: float = 0.01) -> float:
-    """The share of members above the threshold that a share `fpr` of the others is above."""
+    """The share of members above the threshold that a share `fpr` of the others exceeds."""
     return float(
         np.mean(np.asarray(members) > np.quantile(np.asarray(others, np.float64), 1 - fpr, method="higher"))
     )
@@ -45,10 +45,10 @@ def tpr_at(members: Any, others: Any, fpr: float = 0.01) -> float:
 def epsilon_of_counts(
     hits: int, members: int, alarms: int, others: int, delta: float, confidence: float = 0.95
 ) -> float:
-    """The epsilon that is at least told where `hits` of so many members, and `alarms` of so many others, were
-    taken for members.
+    """A lower bound on epsilon, from `hits` of the `members` and `alarms` of the `others` that were taken for
+    members.
 
-    Each share is bounded by Clopper and Pearson, both together with this confidence.
+    Each share is bounded by Clopper and Pearson; both bounds hold together with this confidence.
     """
     each = (1 - confidence) / 2
     least_hits = beta.ppf(each, hits, members - hits + 1) if hits else 0.0
@@ -57,10 +57,10 @@ def epsilon_of_counts(
 
 
 def epsilon_of_scores(members: Any, others: Any, delta: float, confidence: float = 0.95) -> float:
-    """The epsilon that is at least told by scores that are higher for members than for others.
+    """A lower bound on epsilon from scores that are higher for members than for others.
 
-    The best of eight thresholds: a score above one says member, or below one says no member. Each bound has
-    so much more confidence (Bonferroni) that all hold together.
+    It is the best of eight thresholds: a score above one means a member, or below one a non-member. The
+    confidence of each bound is raised (Bonferroni) so that all hold together.
     """
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     if min(len(members), len(others)) < 10:
@@ -80,12 +80,11 @@ def epsilon_of_scores(members: Any, others: Any, delta: float, confidence: float
 def epsilon_one_run(
     members: Any, others: Any, delta: float, confidence: float = 0.95, guesses: int | None = None
 ) -> float:
-    """The epsilon that one run tells at least, of canaries each of which was in it or not by a coin.
+    """A lower bound on epsilon from one run with canaries, each of which was in it or not by a coin.
 
-    Half of the `guesses` (a tenth of all where not given) are that the highest scores are members', half that
-    the lowest are none's. Under (epsilon, 0) right guesses are no more than binomial with probability
-    exp(epsilon) / (1 + exp(epsilon)); a delta adds to the probability of seeing so many what theorem 5.2
-    says.
+    Half of the `guesses` (by default a tenth of all) are that the highest scores are members', half that the
+    lowest are not. Under (epsilon, 0) right guesses are at most binomial with probability exp(epsilon) / (1 +
+    exp(epsilon)); a delta adds the term of theorem 5.2 to the probability of that many.
     """
     members, others = np.asarray(members, np.float64), np.asarray(others, np.float64)
     number = len(members) + len(others)
@@ -97,7 +96,7 @@ def epsilon_one_run(
     made = 2 * each
 
     def chance(epsilon: float) -> float:
-        """At most so likely is it to be right so often under this epsilon."""
+        """An upper bound on the probability of that many right guesses under this epsilon."""
         p = 1 / (1 + math.exp(-epsilon))
         tail = binom.sf(right - 1, made, p)
         if delta == 0:
@@ -117,23 +116,23 @@ def epsilon_one_run(
 
 
 class OneShot(NamedTuple):
-    """What canaries say of a run."""
+    """The estimate of epsilon from the canaries of a run."""
 
     epsilon: float
     """An estimate, not a bound."""
     cosines: np.ndarray
-    """[k] of each canary's direction with the way that the model went."""
+    """[k] cosines of each canary's direction and the model's change."""
     mean: float
     spread: float
 
 
 def one_shot(canaries: Any, way: Any, delta: float, fit_spread: bool = False) -> OneShot:
-    """The epsilon at `delta` that the cosines of canaries [k, d] with the way [d] that a model went speak
-    for.
+    """An estimate of the epsilon at `delta` from the cosines of canaries [k, d] and the change [d] of a
+    model.
 
-    Without them in it a cosine is N(0, 1 / d); with them it is taken for N(mean, spread^2), with the mean of
-    those seen and a spread of 1 / sqrt(d), or theirs where `fit_spread`: with few canaries or a spread that
-    the mechanism changes that is far noisier."""
+    Without a canary in the run its cosine is N(0, 1 / d). With it the cosine is taken as N(mean, spread^2),
+    with the mean of those seen and a spread of 1 / sqrt(d), or with `fit_spread` theirs, which is far noisier
+    with few canaries or if the mechanism changes the spread."""
     canaries, way = np.asarray(canaries, np.float64), np.asarray(way, np.float64)
     if canaries.ndim != 2 or canaries.shape[1:] != way.shape:
         raise ValueError(

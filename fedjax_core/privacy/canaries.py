@@ -1,11 +1,11 @@
-"""Canary clients: they train nothing, and send a direction of their own, as long as clipping lets it be. How
-far the model has gone along them, and no other directions, tells how much of any one client is in it.
+"""Canary clients: they do not train, and send a direction of their own, as long as clipping allows. How far
+the model moves along these directions shows how much of a single client is in it.
 
-    algorithm = planted(algorithm)          the same, but for clients that are marked as canaries
+    algorithm = planted(algorithm)          the same, except for clients marked as canaries
     state = marked(sim.init(key), clients)  those at these positions are: a run of its own, or beside the others
     one_shot(directions(k, params), way, delta)
 
-A canary needs an example, for clients without take no part.
+A canary needs an example, as clients without examples take no part.
 
 >>> directions(3, {"w": np.zeros((2, 5))}).shape
 (3, 10)
@@ -26,15 +26,15 @@ _LONG = 1e6  # a norm that every clip shortens
 
 
 class Planted(NamedTuple):
-    """What a client keeps: what the algorithm has it keep, and which canary it is."""
+    """A client's state: that of the algorithm, and its number as a canary."""
 
     own: Own
-    canary: Array  # int32; -1 for a client that is none
+    canary: Array  # int32; -1 for a client that is not one
 
 
 def planted(algorithm: Algorithm, size: float = _LONG) -> Algorithm:
-    """The algorithm with clients that may be `marked` as canaries, which report a direction of norm `size` in
-    the place of an update."""
+    """The algorithm with clients that may be `marked` as canaries, which report a direction of norm `size`
+    instead of an update."""
 
     def exchange_of(exchange: Exchange) -> Exchange:
         client = exchange.client
@@ -79,8 +79,7 @@ def marked(state: Any, positions: Any) -> Any:
 
 
 def directions(number: int, params: Params) -> np.ndarray:
-    """[number, P] the directions of the first canaries, for updates of the shapes of `params`, each of norm
-    1."""
+    """[number, P]: the directions of the first canaries, each of norm 1, for updates shaped like `params`."""
     shapes = tree.shapes(jax.tree.map(jnp.asarray, params))
     return np.asarray(
         jax.lax.map(lambda i: ravel_pytree(_direction(i, shapes))[0], jnp.arange(number, dtype=jnp.int32))

@@ -1,13 +1,13 @@
-"""One object for who takes part, how updates are clipped, the noise, and what all that tells: so that they
+"""Client-level differential privacy: one object for sampling, clipping, noise and accounting, so that they
 cannot disagree.
 
     private = client_level(population=1000, cohort=50, rounds=200, clip=1.0, epsilon=8.0, delta=1e-6)
     compose(algorithm, uplink=private.uplink, aggregator=private.aggregator);   fit(..., cohorts=private.cohorts)
 
-The promise is one about the model, and whatever is made of it: with or without any one client, it is drawn
-from nearly the same distribution. The server is trusted: it reads each update, and adds the noise. `compose`
-refuses what would leave beside it (`fedjax_core.promises`), and `fit` another sampler, and more rounds than
-were planned.
+The promise is about the model, and all that is computed from it: its distribution is nearly the same with and
+without any one client. The server is trusted: it reads each update, and adds the noise. `compose` refuses
+outputs without noise (`fedjax_core.promises`), and `fit` refuses another sampler, and more rounds than
+planned.
 
 >>> private = client_level(population=1000, cohort=50, rounds=10, clip=1.0, noise=2.0, delta=1e-5)
 >>> private.cohorts
@@ -38,20 +38,20 @@ from fedjax_core.uplink.base import Stage
 
 log = logging.getLogger("fedjax_core")
 
-# clients, of which each is too much of the model for noise that hides one to leave anything of the others
+# clients; with fewer, noise that hides one of them would drown the others too
 _FEW = 10
-_SHOWN = 24  # numbers of rounds of which `told` asks the accountant itself
+_SHOWN = 24  # numbers of rounds for which `told` uses the accountant itself
 
 
 @dataclass(frozen=True)
 class ClientLevel:
-    """What `client_level` gives; all of it is made of these settings."""
+    """The result of `client_level`: its settings, and the pieces made from them."""
 
     population: int
     cohort: int
-    """How many clients are expected in a round, by which sums are divided."""
+    """The expected number of clients in a round, which sums are divided by."""
     rounds: int
-    """For so many the noise is; `fit` goes no further."""
+    """The number of rounds that the noise is for; `fit` goes no further."""
     clip: clipping.Bounds | adaptive
     noise: float
     """The standard deviation of the noise in the sum, in multiples of the clip."""
@@ -65,12 +65,12 @@ class ClientLevel:
 
     @property
     def rate(self) -> float:
-        """A client's probability of taking part in a round; with bands in each round that is its turn."""
+        """A client's probability of taking part in a round; with bands, in each round that is its turn."""
         return self.bands * self.cohort / self.population
 
     @cached_property
     def cohorts(self) -> Sampler:
-        """Who takes part: the sampler for `fit`, and the one that the account is of."""
+        """The sampler for `fit`, which the account assumes."""
         if self.sampling == "fixed":
             return uniform(self.population, self.cohort, self.seed)
         if self.bands > 1:
@@ -90,12 +90,12 @@ class ClientLevel:
 
     @property
     def aggregator(self) -> Aggregator:
-        """The sum of the reports, each once."""
+        """The aggregator: the sum of the reports, each once."""
         return total()
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
+        """The terms that must not change for one epsilon to cover all rounds, in plain values."""
         said = {
             name: getattr(self, name)
             for name in ("population", "cohort", "noise", "delta", "sampling", "cap", "bands", "weight_cap")
@@ -103,12 +103,12 @@ class ClientLevel:
         return {**said, "clip": repr(self.clip)}
 
     def epsilon(self, rounds: int | None = None) -> float:
-        """What so many rounds tell (default: all that are planned), at `delta`."""
+        """The epsilon of this many rounds (default: all that are planned), at `delta`."""
         return self._at(self.noise, self.rounds if rounds is None else int(rounds))
 
     def told(self, rounds: int) -> float:
-        """As `epsilon`, or a little above it: of the next of a few numbers of rounds, and of a formula. Cheap
-        enough for every round."""
+        """The `epsilon`, or a little above it: that of the next of a few numbers of rounds, or by a formula.
+        Cheap enough for every round."""
         if rounds <= 0:
             return 0.0
         every = -(-self.rounds // _SHOWN)
@@ -120,18 +120,18 @@ class ClientLevel:
 
     def _by_formula(self, rounds: int) -> float:
         if self._cut_off > 0:
-            return math.inf  # of cohorts that are cut off there is none
+            return math.inf  # there is no formula for cohorts that are cut off
         return accounting.epsilon(
             self.noise, rounds=self._turns(rounds), delta=self.delta, accountant="rdp", **self._drawn
         )
 
     def _at(self, noise: float, rounds: int) -> float:
-        """The epsilon of so many rounds under this noise, with what cutting off cohorts costs."""
+        """The epsilon of this many rounds under this noise, with the cost of cutting off cohorts."""
         count = self._turns(rounds)
         if not self._cut_off or not count:
             return accounting.epsilon(noise, rounds=count, delta=self.delta, **self._drawn)
-        # Where cohorts are cut off with probability p, all is as without that but for T p, at both ends: delta has T p
-        # (1 + exp(epsilon)).
+        # Cutting off cohorts with probability p changes probabilities by at most T p, on both sides: delta
+        # gets T p (1 + exp(epsilon)).
         first = accounting.epsilon(noise, rounds=count, delta=0.99 * self.delta, **self._drawn)
         price = rounds * self._cut_off * (1 + math.exp(first)) if first < 700 else math.inf
         if price <= 0.01 * self.delta:
@@ -147,7 +147,7 @@ class ClientLevel:
         )
 
     def _turns(self, rounds: int) -> int:
-        """In how many of these rounds a client may take part."""
+        """The number of these rounds in which a client may take part."""
         return -(-rounds // self.bands)
 
     @property
@@ -181,21 +181,20 @@ def client_level(
     open_metrics: bool = False,
     seed: int = 0,
 ) -> ClientLevel:
-    """Differential privacy of whole clients, of which there are `population`, and about `cohort` in each of
-    `rounds`.
+    """Differential privacy of whole clients: `population` of them, about `cohort` in each of `rounds` rounds.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. An update
-    is clipped to norm `clip`, a number; a bound for each group of leaves, {"0": 1.0, "1": 0.5}; or
+    Give `epsilon`, at `delta`, for which the noise is computed, or `noise`, in multiples of the clip. An
+    update is clipped to norm `clip`, a number; a bound for each group of leaves, {"0": 1.0, "1": 0.5}; or
     `fc.privacy.adaptive(0.1)`.
 
-    `sampling`: "poisson", each client by itself, cohorts of more than `cap` being cut off (by default so
-    rarely that it costs nothing, else its price is in the epsilon); "fixed", `cohort` clients each time,
-    between neighbours one of whose clients is another. `bands` > 1: noise that so many rounds share, over
-    clients that take turns (`fedjax_core.privacy.correlated`): less of it in the model after many rounds.
-    `weight_cap`: clients count by their examples, up to so many, instead of alike. Metrics of training are
-    withheld, for they would leave without noise, unless `open_metrics`, for simulations whose clients need no
-    protection: no epsilon counts them. `seed` draws the cohorts, and is to be known to nobody whom the
-    epsilon is to hold against.
+    `sampling`: "poisson", each client by itself, with cohorts cut off above `cap` (by default so rarely that
+    it costs nothing, else the epsilon includes it); "fixed", `cohort` clients each time, where neighbours
+    differ in one client. `bands` > 1: noise shared by so many rounds, with clients that take turns
+    (`fedjax_core.privacy.correlated`), which leaves less of it in the model after many rounds. `weight_cap`:
+    clients count by their examples, up to so many, instead of alike. Training metrics are withheld, as they
+    would leave without noise, unless `open_metrics`, for simulations whose clients need no protection: no
+    epsilon covers them. `seed` draws the cohorts, and must be unknown to anybody whom the epsilon protects
+    from.
 
     Raises ValueError where no noise gives this epsilon.
     """
@@ -247,6 +246,6 @@ def client_level(
 
 
 def calibrated(made: ClientLevel, epsilon: float) -> ClientLevel:
-    """With the least noise for this epsilon."""
+    """The account with the least noise for this epsilon."""
     start = accounting.noise_for(epsilon, rounds=made._turns(made.rounds), delta=made.delta, **made._drawn)
     return replace(made, noise=accounting.least(lambda noise: made._at(noise, made.rounds) - epsilon, start))

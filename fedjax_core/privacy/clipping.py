@@ -1,10 +1,9 @@
-"""Clips a tree of arrays to a norm, whatever is in it: what a promise about one client or one example rests
-on.
+"""Clips a tree of arrays to a norm, whatever it holds: promises about one client or one example rest on it.
 
     u <- u min(1, bound / |u|), over all leaves together, or over groups of leaves with a bound each
 
-The norm is never above the bound: not where numbers are as large as 1e38, whose squares overflow, nor in 16
-bits, which round up. What is not finite becomes zeros.
+The norm is never above the bound: not even for numbers as large as 1e38, whose squares overflow, or in 16
+bits, which round up. A tree that is not finite becomes zeros.
 
 >>> import jax.numpy as jnp
 >>> clip_by_norm(jnp.array([3.0, 4.0]), 1.0).round(3).tolist(), clip_by_norm(jnp.array([jnp.nan, 4.0]), 1.0).tolist()
@@ -23,7 +22,7 @@ from fedjax_core.privacy import normal, thin
 from fedjax_core.types import Array, Update, known
 
 Bounds = float | tuple[tuple[str, float], ...]
-"""One for all leaves together; or for each group of leaves, by the name that they are under."""
+"""One bound for all leaves together, or one for each group of leaves, by the name that they are under."""
 
 
 def clip_by_norm(update: Update, bound: Array | float) -> Update:
@@ -38,7 +37,7 @@ def clipped_sum(rows: Any, here: Array, bound: float) -> Update:
     """The sum of `rows`, leaves [B, ...] or `thin.Thin`, of those `here` [B], each shortened to an l2 norm of
     at most `bound` over all leaves.
 
-    One whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are gone over twice: for their
+    A row whose norm float32 cannot hold (NaN, above 1e19) adds nothing. The rows are read twice: for their
     norms, and for their sum."""
     norms = thin.norms(rows)
     counts = jnp.isfinite(norms) & (here > 0)
@@ -47,8 +46,8 @@ def clipped_sum(rows: Any, here: Array, bound: float) -> Update:
 
 
 def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
-    """(`update` with a norm of at most `bound`, whether it had that already); NaN where it is not finite, so
-    that it is refused."""
+    """(`update` with a norm of at most `bound`, whether it was within already); NaN where it is not finite,
+    so that it is refused."""
     bound = jnp.asarray(bound, jnp.float32)
     leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(update)]
     if not leaves:
@@ -59,7 +58,7 @@ def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
     within = largest * root <= bound
 
     def shorten(x: Array) -> Array:
-        room = bound if x.dtype.itemsize >= 4 else bound * (1 - 2**-7)  # for what rounding to 16 bits adds
+        room = bound if x.dtype.itemsize >= 4 else bound * (1 - 2**-7)  # leaves space for rounding to 16 bits
         return jnp.where(
             within, x, ((x.astype(jnp.float32) / unit) * (room / jnp.maximum(root, 1))).astype(x.dtype)
         )
@@ -84,13 +83,12 @@ def bounds(clip: float | Mapping[str, float] | Bounds, name: str = "clip") -> Bo
 
 
 def total(clip: Bounds) -> float:
-    """The norm of an update all of whose groups are as long as they may be."""
+    """The norm of an update with every group at its bound."""
     return math.sqrt(sum(bound**2 for _, bound in clip)) if isinstance(clip, tuple) else clip
 
 
 def clipped(update: Update, clip: Bounds) -> Update:
-    """`update`, each of its groups no longer than its bound. Raises where a leaf is in no group, or in
-    two."""
+    """`update` with each group clipped to its bound. Raises where a leaf is in no group, or in two."""
     if not isinstance(clip, tuple):
         return shortened(update, clip)[0]
     structure: Any

@@ -1,16 +1,17 @@
-"""Noise that later rounds take back in part (DP-FTRL): what adds up in the model is smaller, for as much
-noise in each round.
+"""Correlated noise (DP-FTRL), which later rounds partly cancel: less noise adds up in the model, with the
+same noise in each round.
 
     the noises x_1, x_2, ... of rounds are C^-1 z, with z fresh noise and C lower triangular:      C x = z
     banded:  c_0 x_t = z_t - c_1 x_{t-1} - ... - c_{b-1} x_{t-b+1}                                 keeps b - 1 copies of the model
     buffers: x_t = z_t - sum_i w_i s_i,   s_i <- h_i s_i + x_t      (c_0 = 1, c_k = sum_i w_i h_i^(k-1))     keeps one a buffer
 
 With bands, and clients that take turns so that two rounds of one are at least b rounds apart
-(`sampling.turns`), a client's rounds meet in no row of C: they tell what as many rounds of plain noise tell,
-each over a b-th of the clients. Choquette-Choo et al., "(Amplified) Banded Matrix Factorization", NeurIPS
-2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and Near-Optimal Noise
-Generation for Streaming Differential Privacy", FOCS 2024. The square root of the matrix of prefix sums, from
-which bands are sought: Fichtenberger, Henzinger and Upadhyay, "Constant Matters", ICML 2023.
+(`sampling.turns`), no row of C has two of a client's rounds: they cost as much privacy as the same number of
+rounds of plain noise, each over a b-th of the clients. Choquette-Choo et al., "(Amplified) Banded Matrix
+Factorization", NeurIPS 2023; for buffers Dvijotham, McMahan, Pillutla, Steinke and Thakurta, "Efficient and
+Near-Optimal Noise Generation for Streaming Differential Privacy", FOCS 2024. The square root of the matrix of
+prefix sums, from which the search for bands starts: Fichtenberger, Henzinger and Upadhyay, "Constant
+Matters", ICML 2023.
 
 >>> [round(c, 3) for c in band(4, rounds=100)]
 [0.683, 0.483, 0.414, 0.359]
@@ -35,18 +36,18 @@ from fedjax_core.uplink.base import Info, Promises, Sender, Stage, stage
 
 
 def square_root(rounds: int) -> np.ndarray:
-    """[rounds] float64: c_k = binomial(2 k, k) / 4^k, the square root of the matrix of prefix sums: of all
-    Toeplitz ones the best."""
+    """[rounds] float64: c_k = binomial(2 k, k) / 4^k, the square root of the matrix of prefix sums, the best
+    Toeplitz matrix."""
     return np.cumprod(np.concatenate([[1.0], (2 * np.arange(1, rounds) - 1) / (2 * np.arange(1, rounds))]))
 
 
 @lru_cache(maxsize=64)
 def band(bands: int, rounds: int) -> tuple[float, ...]:
-    """(c_0, ..., c_(bands-1)), of norm 1, with which the sums of 1, 2, ..., `rounds` noises are smallest on
-    average.
+    """(c_0, ..., c_(bands-1)), of norm 1, that minimise the mean variance of the sums of 1, 2, ..., `rounds`
+    noises.
 
-    That is (sum_t e_t / rounds) with e_t = sum_{s <= t} w_s^2 and w the series of 1 / ((1 - z) c(z)), whose
-    slope along c_j is -z^j w / c."""
+    It is (sum_t e_t / rounds) with e_t = sum_{s <= t} w_s^2 and w the series of 1 / ((1 - z) c(z)), whose
+    derivative by c_j is -z^j w / c."""
     left = (rounds - np.arange(rounds)) / rounds
     ones = np.ones(rounds)
 
@@ -76,11 +77,11 @@ def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
 
 
 def sensitivity(c: Any, rounds: int, apart: int | None = None) -> float:
-    """How long a change of one client's updates, each by 1, may be after C; it takes part every `apart`
-    rounds, or once where None.
+    """The sensitivity: the largest norm, after C, of a change of one client's updates by 1 each; the client
+    takes part every `apart` rounds, or once if None.
 
-    For coefficients that are not negative and do not grow, as those here: taking part at once, and as often
-    as may be, is the longest."""
+    For coefficients that are not negative and do not grow, as here, taking part from the first round and as
+    often as possible gives the largest."""
     row = np.zeros(rounds)
     row[: len(c)] = np.asarray(c, np.float64)[:rounds]
     column = np.zeros(rounds)
@@ -90,7 +91,7 @@ def sensitivity(c: Any, rounds: int, apart: int | None = None) -> float:
 
 
 def errors(c: Any, rounds: int) -> np.ndarray:
-    """[rounds] the variance, in units of fresh noise, of the sum of all noise up to each round."""
+    """[rounds]: the variance, in units of fresh noise, of the sum of all noise up to each round."""
     return np.cumsum(lfilter([1.0], np.asarray(c, np.float64), np.ones(rounds)) ** 2)
 
 
@@ -113,8 +114,8 @@ def _one_more(c: np.ndarray, last: Any, fresh: Update) -> tuple[Update, Any]:
 
 @with_settings
 def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int, rounds: int) -> Stage:
-    """As `gaussian`, with noise that `bands` rounds share, the best for so many `rounds`; the server keeps
-    `bands` - 1 copies of it."""
+    """The mechanism `gaussian` with noise shared by `bands` rounds, the best for this many `rounds`; the
+    server keeps `bands` - 1 copies of it."""
     clip, c = clipping.bounds(clip), np.asarray(band(bands, rounds))
     check(noise, cohort)
     deviation = noise * clipping.total(clip)
@@ -132,10 +133,10 @@ def banded_gaussian(clip: Any, noise: float, cohort: float, bands: int, rounds: 
 def buffered_gaussian(
     clip: Any, noise: float, cohort: float, weights: tuple[float, ...], decays: tuple[float, ...]
 ) -> Stage:
-    """As `gaussian`, with noise by buffers of these weights and decays; the server keeps one copy of the
-    update a buffer.
+    """The mechanism `gaussian` with noise by buffers of these weights and decays; the server keeps one copy
+    of the update a buffer.
 
-    `noise` is that of fresh noise, so that what rounds tell is `epsilon(noise / sensitivity(...),
+    `noise` is that of fresh noise, so the epsilon of the rounds is `epsilon(noise / sensitivity(...),
     sampling="everyone")`."""
     clip = clipping.bounds(clip)
     check(noise, cohort)
@@ -190,7 +191,7 @@ def _correlated(
 
 
 def buffers_for(rounds: int, buffers: int) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """(weights, decays, sensitivity) of the buffers with which the worst sum of `rounds` has least noise, by
+    """(weights, decays, sensitivity) of the buffers that minimise the noise of the worst sum of `rounds`, by
     the jax-privacy library.
 
     A client takes part once. Raises ModuleNotFoundError where the library is not installed: pip install

@@ -1,10 +1,10 @@
-"""The Gaussian mechanism on a sum of clients' updates: each is clipped, and the server adds noise of that
-size to the sum.
+"""The Gaussian mechanism on a sum of clients' updates: each is clipped, and the server adds noise in
+proportion to the clip.
 
     value = (sum_i clip(u_i, C) + N(0, (noise C)^2)) / cohort        with the cohort's size as it was to be, which is public
 
-The noise is there in an empty round, too: that nobody came is as little known as who did. McMahan et al.,
-"Learning Differentially Private Recurrent Language Models", ICLR 2018.
+An empty round gets noise too, as it must not be known that nobody took part. McMahan et al., "Learning
+Differentially Private Recurrent Language Models", ICLR 2018.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import roundtrip
@@ -31,12 +31,12 @@ def gaussian(
     cohort: float,
     weight_cap: float | None = None,
 ) -> Stage:
-    """Updates of norm at most `clip`, and noise of standard deviation `noise` times that in their sum, over
-    `cohort`.
+    """Clips updates to norm `clip`, adds noise of standard deviation `noise` times that to their sum, and
+    divides by `cohort`.
 
     `clip` may be a bound for each group of leaves, {"0": 1.0, "1": 0.5}: together they are as long as the
-    root of their squares' sum. With a `weight_cap` an update is shortened to min(weight, cap) / cap of what
-    it was, so that clients count by their examples, up to so many. Needs `aggregators.total()`.
+    root of their squares' sum. With a `weight_cap` an update is scaled by min(weight, cap) / cap, so that
+    clients count by their examples, up to so many. Needs `aggregators.total()`.
     """
     clip = clipping.bounds(clip)
     check(noise, cohort, weight_cap)
@@ -64,7 +64,7 @@ def gaussian(
 
 
 def check(noise: float, cohort: float, weight_cap: float | None = None) -> None:
-    """Raises where these are no numbers of a mechanism."""
+    """Raises where these numbers do not make a mechanism."""
     if not noise >= 0:
         raise ValueError(f"noise= must be 0 or more, in multiples of the clip, got {noise!r}")
     if not cohort > 0:

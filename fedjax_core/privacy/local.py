@@ -1,11 +1,11 @@
-"""Local differential privacy: each client clips and noises its own report, and trusts nobody.
+"""Local differential privacy: each client clips its own report and adds noise to it, and trusts nobody.
 
     sent = clip(u, C) + N(0, (noise C)^2)        by a key that the client alone has
 
-Whoever reads a report learns little of any one record behind it, for two reports of one client, whatever its
-data were, are at most 2 C apart: each is a Gaussian mechanism with a multiplier of noise / 2, and nothing is
-gained by chance, for who reports is seen. So this takes far more noise than `client_level`, and a mean of n
-reports still has noise C / sqrt(n) in it.
+A reader of a report learns little about any record behind it: a client's reports on two data sets are at most
+2 C apart, so each is a Gaussian mechanism with a multiplier of noise / 2. Sampling does not help, as it is
+seen who reports. So this needs far more noise than `client_level`, and a mean of n reports still has noise C
+/ sqrt(n).
 
 >>> private = local(clip=1.0, noise=20.0, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -28,8 +28,7 @@ from fedjax_core.uplink.base import Promises, Sender, Stage, stage
 
 @with_settings
 def local_gaussian(clip: float | Mapping[str, float] | clipping.Bounds, noise: float) -> Stage:
-    """Updates of norm at most `clip`, to each of which the client adds noise of `noise` times that before it
-    leaves."""
+    """Clips updates to norm `clip`, and adds noise of `noise` times that to each at the client."""
     clip = clipping.bounds(clip)
     check(noise, cohort=1)
 
@@ -44,17 +43,17 @@ def local_gaussian(clip: float | Mapping[str, float] | clipping.Bounds, noise: f
 
 @dataclass(frozen=True)
 class Local:
-    """What `local` gives; all of it is made of these settings."""
+    """The result of `local`: its settings, and the pieces made from them."""
 
     clip: clipping.Bounds
     noise: float
     rounds: int
-    """In so many a client takes part at most."""
+    """The most rounds in which a client takes part."""
     delta: float
     open_counts: bool = False
     open_metrics: bool = False
     cohorts: None = None
-    """Any: who takes part is seen."""
+    """Any sampler: it is seen who takes part."""
 
     @cached_property
     def uplink(self) -> Stage:
@@ -64,11 +63,11 @@ class Local:
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
+        """The terms that must not change for one epsilon to cover all rounds, in plain values."""
         return {"noise": self.noise, "delta": self.delta, "clip": repr(self.clip), "at": "client"}
 
     def epsilon(self, rounds: int | None = None) -> float:
-        """What so many reports of one client tell (default: those of all rounds), at `delta`."""
+        """The epsilon of this many reports of one client (default: those of all rounds), at `delta`."""
         return accounting.epsilon(
             self.noise / 2,
             rounds=self.rounds if rounds is None else rounds,
@@ -77,7 +76,7 @@ class Local:
         )
 
     def told(self, rounds: int) -> float:
-        """As `epsilon`."""
+        """The `epsilon`."""
         return self.epsilon(rounds)
 
 
@@ -91,12 +90,11 @@ def local(
     open_counts: bool = False,
     open_metrics: bool = False,
 ) -> Local:
-    """Differential privacy of each client's reports, of which there are at most `rounds`, towards all who
-    read them.
+    """Differential privacy of each client's reports, at most `rounds` of them, towards all who read them.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of the clip. `compose`
-    refuses an algorithm that weighs reports by examples, unless `open_counts`: numbers of examples are then
-    said openly, as sites do. `open_metrics` is as of `client_level`.
+    Give `epsilon`, at `delta`, for which the noise is computed, or `noise`, in multiples of the clip.
+    `compose` refuses an algorithm that weights reports by examples, unless `open_counts`: numbers of examples
+    are then public, as sites do. `open_metrics` is that of `client_level`.
     """
     at_least(1, rounds=rounds)
     if (epsilon is None) == (noise is None):

@@ -1,14 +1,15 @@
-"""Membership inference: of which records was a model trained? Scores of two attacks, and what they are worth.
+"""Membership inference, which guesses whether a model was trained on a record: scores of two attacks, and
+their evaluation.
 
     loss     score = -loss                                            Yeom et al., CSF 2018
     LiRA     score = log N(c; in) - log N(c; out),   c = -log(exp(loss) - 1)      Carlini et al., S&P 2022
 
 `in` and `out` are normal distributions of c, the log-odds of the right answer where the loss is a
-cross-entropy, over shadow models that were trained with the record and without: of each record its own two
-means, of all one spread each, as few shadows give no more.
+cross-entropy, over shadow models that were trained with the record and without. Each record has its own two
+means; the two spreads are shared by all records, as few shadow models allow no more.
 
-An attack is judged by its AUC, with the interval of Hanley and McNeil (Radiology 1982), and by how many
-members it finds at a rate of false alarms that is fixed, with Clopper and Pearson's.
+An attack is judged by its AUC, with the interval of Hanley and McNeil (Radiology 1982), and by the share of
+members found at a fixed rate of false alarms, with that of Clopper and Pearson.
 
 >>> found = judged(np.arange(10.0) + 5, np.arange(10.0), fpr=0.1)
 >>> found.auc, found.tpr, [round(x, 2) for x in found.tpr_interval]
@@ -27,14 +28,14 @@ _LEAST_SPREAD = 1e-3
 
 
 class Judged(NamedTuple):
-    """What an attack is worth on so many members and others."""
+    """The evaluation of an attack on members and others."""
 
     members: int
     others: int
     auc: float
     auc_interval: tuple[float, float]
     fpr: float
-    """The share of others that is taken for members, at most."""
+    """The largest share of others that is taken for members."""
     tpr: float
     tpr_interval: tuple[float, float]
 
@@ -61,15 +62,15 @@ def judged(members: np.ndarray, others: np.ndarray, fpr: float = 0.01, confidenc
 
 
 def log_odds(losses: np.ndarray) -> np.ndarray:
-    """Of the right answer, where the loss is its negative log-probability; within what float64 tells
-    apart."""
+    """The log-odds of the right answer, where the loss is its negative log-probability; within the range of
+    float64."""
     wide = np.clip(np.asarray(losses, np.float64), 1e-12, 700.0)
     return np.asarray(-(wide + np.log(-np.expm1(-wide))))
 
 
 def lira(losses: np.ndarray, shadows: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """[n] scores by the losses [n] of the model and [S, n] of shadow models, which those records are `inside`
-    [S, n] of."""
+    """[n] scores, from the losses [n] of the model and [S, n] of shadow models; `inside` [S, n] says which
+    were trained on a record."""
     c, seen = log_odds(losses), log_odds(shadows)
     if not (inside.any(axis=0).all() and (~inside).any(axis=0).all()):
         raise ValueError(

@@ -3,10 +3,10 @@
     in earnest     a sum of N clients of M, noise sigma C:    value = (sum + N(0, (sigma C)^2)) / N
     rehearsed      a sum of n clients, noise sigma n / N C:   value = (sum + N(0, (sigma n / N C)^2)) / n,  with as much noise in it
 
-The noise is found for cohorts of N, and n are simulated. What the rehearsed model tells of its clients nobody
-has counted: it has less noise than it would need. So it keeps no account, and `fit` says no epsilon of it. As
-in pfl-research (Granqvist et al., "pfl-research: simulation framework for accelerating research in Private
-Federated Learning", NeurIPS 2024), whose benchmarks call it noise cohort size.
+The noise is computed for cohorts of N, and n are simulated. The rehearsed model has less noise than its own
+clients would need, so there is no account, and `fit` reports no epsilon. It is done as in pfl-research
+(Granqvist et al., "pfl-research: simulation framework for accelerating research in Private Federated
+Learning", NeurIPS 2024), whose benchmarks call it noise cohort size.
 
 >>> from fedjax_core.privacy.client_level import client_level
 >>> earnest = client_level(population=100_000, cohort=1000, rounds=20, clip=1.0, noise=2.0, delta=1e-6)
@@ -29,8 +29,8 @@ log = logging.getLogger("fedjax_core")
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What `rehearsal` gives: for `compose` and `fit` as what it rehearses, but without an epsilon, for it
-    has none."""
+    """The result of `rehearsal`: used with `compose` and `fit` like the account that it rehearses, but
+    without an epsilon."""
 
     earnest: ClientLevel
     cohort: int
@@ -51,7 +51,7 @@ class Rehearsal:
 
     @property
     def cohorts(self) -> Sampler:
-        """Who takes part."""
+        """The sampler for `fit`."""
         return self._small.cohorts
 
     @property
@@ -64,15 +64,15 @@ class Rehearsal:
 
     @property
     def aggregator(self) -> Aggregator:
-        """The sum of the reports, each once."""
+        """The aggregator: the sum of the reports, each once."""
         return self._small.aggregator
 
 
 def rehearsal(earnest: ClientLevel, *, cohort: int) -> Rehearsal:
-    """`earnest` with cohorts of so many clients, and as much less noise in their sum: not a guarantee, and it
-    says so in the log.
+    """`earnest` with cohorts of this many clients, and proportionally less noise in their sum: not a
+    guarantee, which the log says too.
 
-    `earnest.epsilon()` is of a run with cohorts of `earnest.cohort` of its population, which this is not.
+    `earnest.epsilon()` holds for a run with cohorts of `earnest.cohort` clients, and not for this one.
     """
     at_least(1, cohort=cohort)
     if cohort > earnest.cohort:

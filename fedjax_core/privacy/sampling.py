@@ -1,4 +1,4 @@
-"""Cohorts whose rate an accountant knows, and whose size has an end, so that buffers are made for it.
+"""Samplers with a rate for the accountant and a largest cohort for the buffers.
 
 >>> capped(1000, rate=0.05, cap=60)(3).size <= 60, set((turns(1000, rate=0.05, cap=60, bands=4)(3) % 4).tolist())
 (True, {3})
@@ -15,11 +15,10 @@ from fedjax_core.data.cohorts import poisson
 
 @dataclass(frozen=True)
 class capped:
-    """Each client by itself with probability `rate`, of which `cap` are kept where there are more, any of
-    them as likely.
+    """Draws each client by itself with probability `rate`; of more than `cap`, a random `cap` are kept.
 
-    Whoever knows `seed` knows who takes part, and an epsilon that counts on not knowing says nothing against
-    them."""
+    Somebody who knows `seed` knows who takes part: an epsilon that assumes secret sampling does not protect
+    from them."""
 
     population: int
     rate: float
@@ -43,11 +42,11 @@ class capped:
 
 @dataclass(frozen=True)
 class turns:
-    """As `capped`, over clients that take turns: of round r those whose position is r modulo `bands`, each
-    with probability `rate`.
+    """Draws as `capped` does from clients that take turns: in round r those whose position is r modulo
+    `bands`, each with probability `rate`.
 
-    Two rounds of one client are so at least `bands` rounds apart, which is what noise that `bands` rounds
-    share needs."""
+    So two rounds of one client are at least `bands` rounds apart, as noise shared by `bands` rounds needs
+    it."""
 
     population: int
     rate: float
@@ -76,12 +75,12 @@ class turns:
 
 @dataclass(frozen=True)
 class batches:
-    """Batches that are Poisson samples, an `order` for simulators: each example by itself with probability
-    `size` / n, at most `cap`.
+    """Poisson-sampled batches, an `order` for simulators: each example by itself with probability `size` / n,
+    at most `cap`.
 
     So a batch of a client with n examples has about `size`, whatever n is, and may be empty. Its shape is
-    always `cap`. A client of fewer examples than that takes all of them each time. Whoever knows `seed` knows
-    the batches, and an epsilon that counts on not knowing says nothing against them.
+    always `cap`. A client of fewer examples than that takes all of them each time. Somebody who knows `seed`
+    knows the batches: an epsilon that assumes secret sampling does not protect from them.
 
     >>> order = batches(sizes=(100, 5), size=8, cap=30, steps=2)
     >>> order(0, 0).shape, (order(0, 1) >= 0).sum(axis=1).tolist()
@@ -89,7 +88,7 @@ class batches:
     """
 
     sizes: tuple[int, ...]
-    """How many examples each client has."""
+    """The number of examples of each client."""
     size: int
     cap: int
     steps: int
@@ -108,7 +107,7 @@ class batches:
 
 
 def headroom(population: int, rate: float) -> int:
-    """A cap that cohorts pass with a probability below 1.3e-14: 5 square roots of the mean above it, or
-    more."""
+    """A cap that cohorts exceed with a probability below 1.3e-14: at least 5 square roots of the mean above
+    the mean."""
     mean = population * rate
     return min(population, max(poisson(population, rate).max_size, math.ceil(mean + 5 * math.sqrt(mean))))

@@ -1,14 +1,14 @@
-"""Distributed noise in whole numbers: each client adds a little, and only their sum, which secure aggregation
+"""Distributed noise in whole numbers: each client adds a little, and only the sum, which secure aggregation
 reveals, has enough.
 
     x = clip(u, C),   k = x / g rounded at random, again until |g k| is at most B            (g a power of two)
     sent = k + Skellam(mu / n),   sum of sent = sum of k + Skellam(mu)                         mu = (z C / g)^2 / (1 - dropped / n)
     B = min(C + g sqrt(d), sqrt(C^2 + g^2 d / 4 + g (C + g sqrt(d) / 2)))
 
-Sums of Skellam variables are Skellam, so nothing is lost by adding them apart; whole numbers have no last
-bits that tell; and the ring of secure aggregation adds them exactly. The server need not be trusted to add
-noise, but to see the sum alone. With D2 = B / g and D1 = min(sqrt(d) D2, D2^2) one round costs in Renyi
-divergence of whole order a
+Sums of Skellam variables are Skellam, so nothing is lost by adding the noise in parts; whole numbers have no
+last bits that leak; and the ring of secure aggregation adds them exactly. The server is not trusted to add
+noise, only to see nothing but the sum. With D2 = B / g and D1 = min(sqrt(d) D2, D2^2) one round costs in
+Renyi divergence of whole order a
 
     a D2^2 / (2 mu) + min(((2 a - 1) D2^2 + 6 D1) / (4 mu^2), 3 D1 / (2 mu))
 
@@ -16,11 +16,11 @@ Agarwal, Kairouz and Liu, "The Skellam Mechanism for Differentially Private Fede
 theorem 3.5; rounding: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism", ICML 2021,
 proposition 26 (here with beta = exp(-1/2)).
 
-Neighbours are data of which one client's report is another's zeros: who takes part is public. `clients`
-report in each round, of whom `dropped` may fail to, or lie about their noise. With fewer the noise would be
-less than is said, so real sites open no sum of fewer than `clients - dropped` reports. Every client takes
-part, so nothing is gained by sampling. At a real site the noise is drawn by a secret that the operating
-system gave it, and a request that is asked again gets the same bytes.
+Neighbours differ in one client's report, which is zeros in one of them: who takes part is public. `clients`
+report in each round; `dropped` of them may fail to, or lie about their noise. With fewer the noise would be
+less than stated, so real sites open no sum of fewer than `clients - dropped` reports. Every client takes
+part, so sampling adds nothing. A real site draws the noise by a secret from the operating system, and a
+repeated request gets the same bytes.
 
 >>> private = distributed(clients=20, parameters=1000, rounds=10, clip=1.0, noise=8.0, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f} {private.step:.2e}"
@@ -50,7 +50,7 @@ from fedjax_core.uplink.base import Promises, Sender, Stage, chain, stage
 from fedjax_core.uplink.secure import secure
 
 _ORDERS = (*range(2, 65), *range(68, 257, 4), *range(272, 1025, 16))
-_TRIES = 32  # of rounding, before numbers are cut off instead, which only shortens
+_TRIES = 32  # attempts at rounding, before numbers are truncated instead, which only shortens
 _TAIL = (
     10  # standard deviations of a client's noise, beyond which it is cut off: with a probability below 1e-20
 )
@@ -58,7 +58,7 @@ _TAIL = (
 
 @dataclass(frozen=True)
 class Distributed:
-    """What `distributed` gives; all of it is made of these settings."""
+    """The result of `distributed`: its settings, and the pieces made from them."""
 
     clients: int
     parameters: int
@@ -68,19 +68,21 @@ class Distributed:
     """The standard deviation of the noise in the sum, in multiples of the clip."""
     delta: float
     step: float
-    """Between two neighbouring values: a power of two, by which what a client sends fits into `bits` bits."""
+    """The distance between two neighbouring values: a power of two with which a report fits into `bits`
+    bits."""
     bits: int = 16
     dropped: int = 0
     open_metrics: bool = False
 
     @property
     def local(self) -> float:
-        """The standard deviation of one client's noise: that of all who are sure to report is the whole."""
+        """The standard deviation of one client's noise: the noise of all who are sure to report adds up to
+        the whole."""
         return self.noise * self.clip / math.sqrt(self.clients - self.dropped)
 
     @property
     def longest(self) -> float:
-        """The norm of a report after rounding, at most."""
+        """The largest norm of a report after rounding."""
         return longest(self.clip, self.step, self.parameters)
 
     @property
@@ -95,8 +97,8 @@ class Distributed:
 
     @cached_property
     def uplink(self) -> Stage:
-        """Clips, rounds, adds the client's share of the noise, and hides that in the sum of all, of which it
-        gives the mean."""
+        """Clips, rounds, adds the client's share of the noise, and hides the report in the sum of all; the
+        value is the mean."""
         bound = self.step * (2 ** (self.bits - 1) - 1)
         noisy = skellam(self.clip, self.local, self.step, self.parameters, bound)
         promises = noisy.promises._replace(account=self, reports=self.clients - self.dropped)
@@ -105,18 +107,18 @@ class Distributed:
 
     @property
     def terms(self) -> dict[str, Any]:
-        """What has to stay as it is for one epsilon to be said of all rounds, in plain values."""
+        """The terms that must not change for one epsilon to cover all rounds, in plain values."""
         names = ("clients", "parameters", "clip", "noise", "delta", "bits", "dropped")
         return {name: getattr(self, name) for name in names} | {"mechanism": "skellam"}
 
     def epsilon(self, rounds: int | None = None) -> float:
-        """What so many rounds tell (default: all that are planned), at `delta`."""
+        """The epsilon of this many rounds (default: all that are planned), at `delta`."""
         rounds = self.rounds if rounds is None else int(rounds)
         deviation = self.noise * self.clip / self.step
         return _epsilon(self.longest / self.step, self.parameters, deviation, rounds, self.delta)
 
     def told(self, rounds: int) -> float:
-        """As `epsilon`."""
+        """The `epsilon`."""
         return self.epsilon(rounds)
 
 
@@ -133,13 +135,13 @@ def distributed(
     dropped: int = 0,
     open_metrics: bool = False,
 ) -> Distributed:
-    """Differential privacy of whole clients towards a server that reads sums alone: noise that they add
+    """Differential privacy of whole clients towards a server that reads only sums: noise added by all clients
     together, under secure aggregation.
 
-    Give `epsilon`, at `delta`, and the noise for it is found, or `noise`, in multiples of `clip`.
-    `parameters`: how many numbers an update has. `bits`: of a number on the wire; fewer cost a little
-    epsilon, for rounding then lengthens reports. Raises ValueError where no noise is enough. `compose` needs
-    an algorithm that weighs its reports alike: weighting=fc.algorithms.uniform."""
+    Give `epsilon`, at `delta`, for which the noise is computed, or `noise`, in multiples of `clip`.
+    `parameters`: the size of an update. `bits`: of a number on the wire; fewer cost a little epsilon, as
+    rounding then lengthens reports. Raises ValueError where no noise is enough. `compose` needs an algorithm
+    that weights its reports alike: weighting=fc.algorithms.uniform."""
     at_least(1, clients=clients, parameters=parameters, rounds=rounds)
     if not 0 <= dropped < clients:
         raise ValueError(
@@ -169,8 +171,8 @@ def distributed(
 
 
 def _calibrated(made: Distributed, epsilon: float) -> Distributed:
-    """With the least noise for this epsilon: of one step that falls with the noise, for which the step may
-    have to grow."""
+    """The account with the least noise for this epsilon. For one step the epsilon falls with the noise, for
+    which the step may have to grow."""
     found = replace(
         made, noise=accounting.least(lambda noise: replace(made, noise=noise).epsilon() - epsilon, made.noise)
     )
@@ -179,17 +181,17 @@ def _calibrated(made: Distributed, epsilon: float) -> Distributed:
 
 
 def _fitting(made: Distributed) -> Distributed:
-    """With the least step by which a report and its noise fit into so many bits."""
+    """The account with the smallest step with which a report and its noise fit into `bits` bits."""
     return replace(
         made, step=2.0 ** math.ceil(math.log2((made.clip + _TAIL * made.local) / (2 ** (made.bits - 1) - 1)))
     )
 
 
 def skellam(clip: float, deviation: float, step: float, parameters: int, bound: float) -> Stage:
-    """Updates of norm at most `clip`, rounded to multiples of `step`, with Skellam noise of this standard
-    deviation; within +-`bound`.
+    """Clips updates to norm `clip`, rounds them to multiples of `step`, and adds Skellam noise of this
+    standard deviation; within +-`bound`.
 
-    One client's share of the noise of `distributed`, which puts secure aggregation behind it.
+    It is a client's half of `distributed`, which puts secure aggregation after it.
     """
     most = longest(clip, step, parameters)
     table = _thresholds((deviation / step) ** 2)
@@ -204,7 +206,7 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
             raise ValueError(
                 "numbers of 16 bits hold no sums of whole numbers: leave fc.uplink.half() out before secure aggregation"
             )
-        # one vector: of each draw one generator, not one a leaf
+        # as one vector: one generator instead of one a leaf
         flat, unravel = ravel_pytree(clipping.clip_by_norm(update, clip))
         whole = _rounded(flat / step, most / step, sender.key)
         noisy = whole + _draw(table, sender.secret, flat.shape).astype(flat.dtype)
@@ -214,8 +216,7 @@ def skellam(clip: float, deviation: float, step: float, parameters: int, bound: 
 
 
 def longest(clip: float, step: float, parameters: int) -> float:
-    """The norm that a vector of norm `clip` is kept to when it is rounded at random to multiples of
-    `step`."""
+    """The largest norm of a vector of norm `clip` after random rounding to multiples of `step`."""
     root = math.sqrt(parameters)
     return min(
         clip + step * root, math.sqrt(clip**2 + step**2 * parameters / 4 + step * (clip + step * root / 2))
@@ -223,8 +224,8 @@ def longest(clip: float, step: float, parameters: int) -> float:
 
 
 def divergence(order: int, sensitivity: float, parameters: int, variance: float) -> float:
-    """The Renyi divergence of this order of one sum, of whole numbers that a client moves by l2 norm
-    `sensitivity`, under Skellam noise."""
+    """The Renyi divergence of this order of one sum of whole numbers with Skellam noise, which a client
+    changes by l2 norm `sensitivity`."""
     ones = min(math.sqrt(parameters) * sensitivity, sensitivity**2)
     more = min(((2 * order - 1) * sensitivity**2 + 6 * ones) / (4 * variance**2), 3 * ones / (2 * variance))
     return order * sensitivity**2 / (2 * variance) + more
@@ -241,8 +242,8 @@ def _epsilon(sensitivity: float, parameters: int, deviation: float, rounds: int,
 
 
 def _rounded(x: Array, most: float, key: Key) -> Array:
-    """Whole numbers, each that below or above, at random and without bias, but that all have an l2 norm of at
-    most `most` together."""
+    """Rounds each number down or up at random, without bias except that the l2 norm of all is at most
+    `most`."""
     below = jnp.floor(x)
 
     def long(found: Array) -> Array:
