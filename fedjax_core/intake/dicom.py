@@ -57,8 +57,8 @@ def check_headers(names: Sequence[str]) -> None:
 
 def headers(path: Path, names: Sequence[str]) -> dict[str, str]:
     """{name: the header's value as text, "" where it is missing}; nothing else of the file is read."""
-    found = _read(path, names, stop_before_pixels=True)
-    return {name: _text(found.get(name)) for name in names}
+    dataset = _read(path, names, stop_before_pixels=True)
+    return {name: _text(dataset.get(name)) for name in names}
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -67,13 +67,13 @@ def pixels(path: Path) -> np.ndarray:
     package()
     from pydicom.pixels.processing import apply_modality_lut
 
-    found = _read(path, _NEEDED)
-    if found.get("BurnedInAnnotation") == "YES":
+    dataset = _read(path, _NEEDED)
+    if dataset.get("BurnedInAnnotation") == "YES":
         raise Unreadable("has text burned into its pixels")
-    if int(found.get("NumberOfFrames") or 1) != 1:
+    if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise Unreadable("has several frames, and a row has one picture")
     try:
-        raw = found.pixel_array
+        raw = dataset.pixel_array
     except RuntimeError:
         raise Unreadable(
             "is compressed in a way that needs a decoder: pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
@@ -82,8 +82,8 @@ def pixels(path: Path) -> np.ndarray:
         raise Unreadable("is no picture that can be read") from None
     if raw.ndim == 3:
         return np.asarray(raw, np.float32)
-    values = np.asarray(apply_modality_lut(raw, found), np.float32)
-    return -values if found.PhotometricInterpretation == "MONOCHROME1" else values
+    values = np.asarray(apply_modality_lut(raw, dataset), np.float32)
+    return -values if dataset.PhotometricInterpretation == "MONOCHROME1" else values
 
 
 def _read(path: Path, names: Sequence[str], **more: Any) -> Any:

@@ -109,8 +109,8 @@ class Reference:
         table = table_of(Path(path))
         fields = table.get("fields", {})
         each = {name: made(Known, one, f"{path}: fields.{name}") for name, one in fields.items()}
-        found: Reference = made(cls, {**table, "fields": each}, str(path))
-        return found
+        reference: Reference = made(cls, {**table, "fields": each}, str(path))
+        return reference
 
     def write(self, path: str | Path) -> None:
         """Writes the reference to a TOML file, as `read` reads it."""
@@ -157,18 +157,18 @@ class Drift(NamedTuple):
 def of_number(x: np.ndarray, there: Known) -> Drift:
     """The drift of values [n], NaN where missing."""
     x = x[np.isfinite(x)]
-    found = Drift()
+    drift = Drift()
     if len(x) > 1 and there.count > 1 and math.isfinite(there.mean):
         spread = math.sqrt((x.var(ddof=1) + there.sd**2) / 2)
         gap = float(x.mean()) - there.mean
         difference = gap / spread if spread else math.copysign(math.inf, gap) if gap else 0.0
         chance = float(norm.ppf(1 - _LEVEL / 2)) * math.sqrt(1 / len(x) + 1 / there.count)
-        found = Drift(difference, chance)
+        drift = Drift(difference, chance)
     if len(x) and there.edges and sum(there.bins):
         inner = (*there.edges[:-1], float(np.nextafter(there.edges[-1], np.inf)))  # as fc.stats.histogram
         here = np.bincount(np.searchsorted(inner, x, side="right"), minlength=len(there.bins))
-        found = _with_psi(found, np.array(there.bins), here)
-    return found
+        drift = _with_psi(drift, np.array(there.bins), here)
+    return drift
 
 
 def of_category(counts: Mapping[str, int], there: Known) -> Drift:
@@ -178,8 +178,8 @@ def of_category(counts: Mapping[str, int], there: Known) -> Drift:
     return _with_psi(Drift(), then, now) if then.sum() and now.sum() else Drift()
 
 
-def _with_psi(found: Drift, then: np.ndarray, now: np.ndarray) -> Drift:
+def _with_psi(drift: Drift, then: np.ndarray, now: np.ndarray) -> Drift:
     """Adds PSI over the bins that are not empty, and its 95 % point without drift (Yurdakul 2018)."""
     used = (then > 0) | (now > 0)
     chance = float(chi2.ppf(1 - _LEVEL, max(1, used.sum() - 1))) * (1 / then.sum() + 1 / now.sum())
-    return found._replace(psi=population_stability_index(then[used], now[used]), psi_chance=chance)
+    return drift._replace(psi=population_stability_index(then[used], now[used]), psi_chance=chance)

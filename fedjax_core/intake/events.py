@@ -103,18 +103,18 @@ def read(source: Path) -> Raw:
         raise ValueError(
             f"{folder} has no Parquet file: [events] reads a MEDS data set, or one file of its events"
         )
-    found: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for file in files:
         try:
             part = tables.raw(file, _COLUMNS)
         except (OSError, ValueError) as error:
             raise ValueError(f"{file} cannot be read: {error}") from None
         for name in _COLUMNS:
-            found[name] += part[name]
-    return Raw(found, folder)
+            columns[name] += part[name]
+    return Raw(columns, folder)
 
 
-def features(raw: Raw, asked: Events) -> Raw:
+def features(raw: Raw, events: Events) -> Raw:
     """Makes a table of events into a row for each person, or for each index event."""
     if lacking := [name for name in _COLUMNS if name not in raw.columns]:
         raise ValueError(
@@ -127,12 +127,12 @@ def features(raw: Raw, asked: Events) -> Raw:
     order = np.lexsort((np.arange(len(time)), time, whose))
     whose, time, code, value = whose[order], time[order], code[order], value[order]
     kinds, kind = np.unique(code, return_inverse=True)
-    row_of, start, without = _rows(asked, whose, time, _named((asked.index,), kinds)[kind], len(names))
+    row_of, start, without = _rows(events, whose, time, _named((events.index,), kinds)[kind], len(names))
     columns: dict[str, Any] = {
         "person": names[row_of].tolist(),
         "time": [str(one) for one in start.astype("datetime64[s]")],
     }
-    if not asked.index:
+    if not events.index:
         del columns["time"]
     begin = np.searchsorted(whose, np.arange(len(names)), side="left")
     length = np.bincount(whose, minlength=len(names))
@@ -143,7 +143,7 @@ def features(raw: Raw, asked: Events) -> Raw:
         - np.repeat(np.cumsum(length[row_of]) - length[row_of], length[row_of])
         + begin[row_of][pair]
     )
-    for name, one in asked.features.items():
+    for name, one in events.features.items():
         here = _named(one.codes, kinds)[kind][event]
         if one.static:
             here &= np.isnat(time[event])
@@ -154,8 +154,8 @@ def features(raw: Raw, asked: Events) -> Raw:
             here &= np.isfinite(value[event])
         columns[name] = _taken(one.take, pair[here], event[here], value, code, len(row_of))
     notes: tuple[str, ...] = (f"{len(row_of)} rows of {len(code)} events",)
-    if asked.index:
-        notes += (f"{without} of {len(names)} people have no event {asked.index!r}, and no row",)
+    if events.index:
+        notes += (f"{without} of {len(names)} people have no event {events.index!r}, and no row",)
     return Raw(
         columns, raw.folder, max(raw.records, raw.rows), left.reasons, tuple(left.where), (*raw.notes, *notes)
     )
@@ -179,15 +179,15 @@ def _usable(raw: Raw, left: LeftOut) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _rows(
-    asked: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray, people: int
+    events: Events, whose: np.ndarray, time: np.ndarray, index: np.ndarray, people: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """(the person of each row [rows], its index time [rows], people without a row)."""
-    if not asked.index:
+    if not events.index:
         return np.arange(people), np.full(people, np.datetime64("NaT", "us")), 0
-    at = np.flatnonzero(index & ~np.isnat(time))
-    if not asked.every:
-        at = at[np.unique(whose[at], return_index=True)[1]]
-    return whose[at], time[at], people - len(np.unique(whose[at]))
+    positions = np.flatnonzero(index & ~np.isnat(time))
+    if not events.every:
+        positions = positions[np.unique(whose[positions], return_index=True)[1]]
+    return whose[positions], time[positions], people - len(np.unique(whose[positions]))
 
 
 def _named(patterns: Sequence[str], kinds: np.ndarray) -> np.ndarray:
@@ -214,26 +214,26 @@ def _taken(
         return [str(code[one]) if one >= 0 else None for one in last]
     x = value[event]
     if take in ("first", "last"):
-        found = value[first if take == "first" else last] if len(value) else np.zeros(rows)
+        result = value[first if take == "first" else last] if len(value) else np.zeros(rows)
     elif take in ("min", "max"):
-        found = np.full(rows, np.inf if take == "min" else -np.inf)
-        (np.minimum if take == "min" else np.maximum).at(found, row, x)
+        result = np.full(rows, np.inf if take == "min" else -np.inf)
+        (np.minimum if take == "min" else np.maximum).at(result, row, x)
     else:
-        found = np.bincount(row, x, minlength=rows) / (np.maximum(count, 1) if take == "mean" else 1)
-    return [one if there else None for one, there in zip(found.tolist(), count, strict=True)]
+        result = np.bincount(row, x, minlength=rows) / (np.maximum(count, 1) if take == "mean" else 1)
+    return [one if there else None for one, there in zip(result.tolist(), count, strict=True)]
 
 
 def _times(column: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """(times [rows] in UTC, NaT where there is none; [rows] bool: times that cannot be read)."""
-    found, wrong = np.full(len(column), np.datetime64("NaT", "us")), np.zeros(len(column), bool)
+    times, wrong = np.full(len(column), np.datetime64("NaT", "us")), np.zeros(len(column), bool)
     for i, one in enumerate(column):
         if _text(one) in tables.MISSING:
             continue
         try:
-            found[i] = _moment(one)
+            times[i] = _moment(one)
         except ValueError:
             wrong[i] = True
-    return found, wrong
+    return times, wrong
 
 
 def _moment(value: Any) -> np.datetime64:
@@ -246,15 +246,15 @@ def _moment(value: Any) -> np.datetime64:
 
 
 def _numbers(column: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    found, wrong = np.full(len(column), np.nan), np.zeros(len(column), bool)
+    numbers, wrong = np.full(len(column), np.nan), np.zeros(len(column), bool)
     for i, one in enumerate(column):
         if _text(one) in tables.MISSING:
             continue
         try:
-            found[i] = float(one)
+            numbers[i] = float(one)
         except (TypeError, ValueError):
             wrong[i] = True
-    return found, wrong | np.isinf(found)
+    return numbers, wrong | np.isinf(numbers)
 
 
 def _text(value: Any) -> str:

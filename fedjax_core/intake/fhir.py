@@ -105,9 +105,9 @@ def _lines(file: Path) -> Iterator[bytes]:
         raise ValueError(f"{file} cannot be read to its end: {error}") from None
 
 
-def _one(found: list[Any], name: str) -> Any:
-    if len(found) > 1:
+def _one(values: list[Any], name: str) -> Any:
+    if len(values) > 1:
         raise ValueError(f"{name!r} has more than one value: say which, with where(...) or first()")
-    if found and isinstance(found[0], dict | list):
+    if values and isinstance(values[0], dict | list):
         raise ValueError(f"{name!r} is no number or text: its path ends too early")
-    return found[0] if found else None
+    return values[0] if values else None

@@ -108,16 +108,16 @@ class Mapping:
                 name: made(Feature, one, f"{where}: events.features.{name}") for name, one in features.items()
             }
             read["events"] = made(Events, {**events, "features": taken}, f"{where}: events")
-        found: Mapping = made(cls, {**table, **paths, **read, "fields": each, "file": file}, where)
-        if (found.source is None) == (not found.query):
+        mapping: Mapping = made(cls, {**table, **paths, **read, "fields": each, "file": file}, where)
+        if (mapping.source is None) == (not mapping.query):
             raise ValueError(
                 f"{where} needs source = 'a file', or query = 'SELECT ...' for DuckDB, and one of them alone"
             )
-        if (found.records or found.headers) and found.source is None:
+        if (mapping.records or mapping.headers) and mapping.source is None:
             raise ValueError(
                 f"{where}: records and headers are of files, so source = ... names them, and not a query"
             )
-        return found
+        return mapping
 
     def raw(self) -> Raw:
         """Reads the site's own table, which this mapping names."""
@@ -125,7 +125,7 @@ class Mapping:
         more: dict[str, Any] = {
             "headers": self.headers,
             "records": self.records,
-            "asked": self.events,
+            "features": self.events,
             "folder": beside,
         }
         return raw_columns(self.source, self.query, self.database, **more)

@@ -30,14 +30,14 @@ _OPERATORS = ("=", "!=", "&")
 
 def parse(text: str) -> Path:
     """Parses a path from text; raises ValueError, naming the place, for anything outside the language."""
-    tokens, at = [], 0
-    while text[at:].strip():
-        found = _TOKEN.match(text, at)
-        if found is None:
-            raise _wrong(text, text[at:].strip()[0])
-        kind = ("text", "name", "number", "sign")[found.lastindex - 1] if found.lastindex else "sign"
-        tokens.append((kind, found[found.lastindex or 0]))
-        at = found.end()
+    tokens, position = [], 0
+    while text[position:].strip():
+        token = _TOKEN.match(text, position)
+        if token is None:
+            raise _wrong(text, text[position:].strip()[0])
+        kind = ("text", "name", "number", "sign")[token.lastindex - 1] if token.lastindex else "sign"
+        tokens.append((kind, token[token.lastindex or 0]))
+        position = token.end()
     reader = _Reader(text, tokens)
     path = reader.expression()
     if reader.tokens:
@@ -51,40 +51,40 @@ def values(path: Path, record: Any) -> list[Any]:
     if kind == "text":
         return list(rest)
     if kind == "path":
-        found = [record]
-        for i, (what, about) in enumerate(rest):
-            found = list(_step(found, what, about, first=i == 0))
-        return found
+        elements = [record]
+        for i, (what, argument) in enumerate(rest):
+            elements = list(_step(elements, what, argument, first=i == 0))
+        return elements
     left, right = (values(one, record) for one in rest)
     if kind == "&":
         return ["".join(_text(one) for one in (*left, *right))]
     return [(left == right) == (kind == "=")] if left and right else []
 
 
-def _step(found: list[Any], kind: str, about: Any, *, first: bool) -> Iterator[Any]:
+def _step(elements: list[Any], kind: str, argument: Any, *, first: bool) -> Iterator[Any]:
     match kind:
         case "name":
-            for one in found:
-                if first and isinstance(one, dict) and one.get("resourceType") == about:
+            for one in elements:
+                if first and isinstance(one, dict) and one.get("resourceType") == argument:
                     yield one  # a path may begin with the resource's own name
-                elif isinstance(one, dict) and about in one:
-                    yield from one[about] if isinstance(one[about], list) else [one[about]]
+                elif isinstance(one, dict) and argument in one:
+                    yield from one[argument] if isinstance(one[argument], list) else [one[argument]]
         case "at":
-            yield from found[about : about + 1]
+            yield from elements[argument : argument + 1]
         case "where":
-            yield from (one for one in found if values(about[0], one) == [True])
+            yield from (one for one in elements if values(argument[0], one) == [True])
         case "replace":
-            yield from (_text(one).replace(about[0], about[1]) for one in found)
+            yield from (_text(one).replace(argument[0], argument[1]) for one in elements)
         case "first":
-            yield from found[:1]
+            yield from elements[:1]
         case "last":
-            yield from found[-1:]
+            yield from elements[-1:]
         case "exists":
-            yield bool(found)
+            yield bool(elements)
         case "count":
-            yield len(found)
+            yield len(elements)
         case "not":
-            yield from (not one for one in found[:1])
+            yield from (not one for one in elements[:1])
 
 
 def _text(value: Any) -> str:
@@ -133,34 +133,34 @@ class _Reader:
         if self.tokens[:1] == [("sign", "(")]:
             if name not in _ARGUMENTS:
                 raise _wrong(self.text, name)
-            found: list[tuple[str, Any]] = [(name, self.arguments(name))]
+            steps: list[tuple[str, Any]] = [(name, self.arguments(name))]
         else:
-            found = [("name", name)]
+            steps = [("name", name)]
         if self.tokens[:1] == [("sign", "[")]:
             self.take()
-            kind, at = self.take()
-            if kind != "number" or "." in at or self.take()[1] != "]":
-                raise _wrong(self.text, at)
-            found.append(("at", int(at)))
-        return found
+            kind, index = self.take()
+            if kind != "number" or "." in index or self.take()[1] != "]":
+                raise _wrong(self.text, index)
+            steps.append(("at", int(index)))
+        return steps
 
     def arguments(self, name: str) -> list[Any]:
         self.take()
-        found: list[Any] = []
+        arguments: list[Any] = []
         while self.tokens and self.tokens[0] != ("sign", ")"):
-            found.append(self.expression())
+            arguments.append(self.expression())
             if self.tokens[:1] == [("sign", ",")]:
                 self.take()
         self.take()
-        if len(found) != _ARGUMENTS[name]:
+        if len(arguments) != _ARGUMENTS[name]:
             raise _wrong(self.text, name)
-        if name == "replace" and not all(one[0] == "text" and isinstance(one[1], str) for one in found):
+        if name == "replace" and not all(one[0] == "text" and isinstance(one[1], str) for one in arguments):
             raise _wrong(self.text, name)
-        if name == "ofType" and [step[0] for step in found[0][1:]] != ["name"]:
+        if name == "ofType" and [step[0] for step in arguments[0][1:]] != ["name"]:
             raise _wrong(self.text, name)
         if name == "ofType":
-            return [found[0][1][1]]
-        return [one[1] for one in found] if name == "replace" else found
+            return [arguments[0][1][1]]
+        return [one[1] for one in arguments] if name == "replace" else arguments
 
     def take(self) -> tuple[str, str]:
         if not self.tokens:
@@ -168,5 +168,7 @@ class _Reader:
         return self.tokens.pop(0)
 
 
-def _wrong(text: str, at: str) -> ValueError:
-    return ValueError(f'"{text}" is no path that is understood at {at!r}: there are {", ".join(_ARGUMENTS)}')
+def _wrong(text: str, token: str) -> ValueError:
+    return ValueError(
+        f'"{text}" is no path that is understood at {token!r}: there are {", ".join(_ARGUMENTS)}'
+    )

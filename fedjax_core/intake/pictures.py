@@ -43,8 +43,8 @@ def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
     left, rows = LeftOut(), []
     for one in files:
         try:
-            said = dicom.headers(one, headers).values() if headers else ()
-            rows.append([one.relative_to(folder).as_posix(), one.parent.name, *said])
+            values = dicom.headers(one, headers).values() if headers else ()
+            rows.append([one.relative_to(folder).as_posix(), one.parent.name, *values])
         except Unreadable as error:
             left.add(f"a file that {error}", str(one))
     columns = {name: [row[i] for row in rows] for i, name in enumerate(("file", "folder", *headers))}
@@ -52,31 +52,31 @@ def listed(folder: Path, headers: Sequence[str] = ()) -> Raw:
 
 
 def read(
-    names: Sequence[str], folder: Path, shape: tuple[int, ...], about: Any
+    names: Sequence[str], folder: Path, shape: tuple[int, ...], settings: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """([rows, *shape] float32, NaN where there is no picture; [rows] why not, "" where there is one or none
     is named).
 
-    `about` has the field's range, and the mapping's factor, offset and resize.
+    `settings` has the field's range, and the mapping's factor, offset and resize.
     """
-    found, why = np.zeros((len(names), *shape), np.float32), np.full(len(names), "", dtype=object)
+    images, why = np.zeros((len(names), *shape), np.float32), np.full(len(names), "", dtype=object)
     for i, name in enumerate(names):
         try:
             if not name:
-                found[i] = np.nan
+                images[i] = np.nan
                 continue
-            found[i] = _picture(folder / name, shape, about)
+            images[i] = _picture(folder / name, shape, settings)
         except Unreadable as error:
-            found[i], why[i] = np.nan, str(error)
-    return found, why
+            images[i], why[i] = np.nan, str(error)
+    return images, why
 
 
-def _picture(path: Path, shape: tuple[int, ...], about: Any) -> np.ndarray:
+def _picture(path: Path, shape: tuple[int, ...], settings: Any) -> np.ndarray:
     if not path.is_file():
         raise Unreadable("is a file that is not there")
     if path.suffix.lower() == ".dcm" or dicom.is_dicom(path):
         x, most = dicom.pixels(path), 255.0
-        if x.ndim == 2 and not about.range:
+        if x.ndim == 2 and not settings.range:
             raise ValueError(
                 f"{path} is DICOM, whose values have a unit: the schema needs range = [least, most], which become 0 and 1"
             )
@@ -87,11 +87,11 @@ def _picture(path: Path, shape: tuple[int, ...], about: Any) -> np.ndarray:
     if x.shape[2] != colours:
         raise Unreadable(f"has {x.shape[2]} colours, and the field {colours}")
     if x.shape[:2] != shape[:2]:
-        if not about.resize:
+        if not settings.resize:
             raise Unreadable(f"is not of {shape[0]} x {shape[1]} pixels")
         x = _resized(x, shape[0], shape[1])
-    low, high = about.range or (0.0, most)
-    return np.clip((x * about.factor + about.offset - low) / (high - low), 0, 1).reshape(shape)
+    low, high = settings.range or (0.0, most)
+    return np.clip((x * settings.factor + settings.offset - low) / (high - low), 0, 1).reshape(shape)
 
 
 def _of_pillow(path: Path, colours: bool) -> tuple[np.ndarray, float]:

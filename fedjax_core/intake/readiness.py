@@ -66,7 +66,7 @@ class Readiness:
         lines += [f"rows out  {self.used}{people}", ""]
         width = max((len(name) for name in self.fields), default=0)
         lines += [
-            f"{name:{width}}  " + ", ".join(f"{what} {said}" for what, said in of.items())
+            f"{name:{width}}  " + ", ".join(f"{what} {value}" for what, value in of.items())
             for name, of in self.fields.items()
         ]
         if self.classes:
@@ -80,29 +80,29 @@ class Readiness:
 
 
 def readiness(
-    found: Reading, *, examples: int = 0, per_class: int = 0, reference: Reference | None = None
+    reading: Reading, *, examples: int = 0, per_class: int = 0, reference: Reference | None = None
 ) -> Readiness:
     """The readiness of a reading.
 
     `examples` and `per_class` are the minimums of the site's policy, `reference` the fields of all sites
     together.
     """
-    schema, to_do = found.schema, []
-    used = int((~found.bad).sum())
-    if found.share > schema.max_bad:
+    schema, to_do = reading.schema, []
+    used = int((~reading.bad).sum())
+    if reading.share > schema.max_bad:
         to_do.append(
-            f"{found.too_many.split(', a share of')[0]}, and the schema allows a share of {schema.max_bad:g} "
+            f"{reading.too_many.split(', a share of')[0]}, and the schema allows a share of {schema.max_bad:g} "
             "(max_bad): mend the table or the mapping, for the reasons above"
         )
     fields = {}
     for name, one in schema.fields.items():
-        fields[name], todo = _field(name, one, found)
+        fields[name], todo = _field(name, one, reading)
         to_do += todo
     classes = {}
     if schema.outcome and schema.fields[schema.outcome].kind == "category":
         of = schema.fields[schema.outcome].categories
         classes = dict(
-            zip(of, np.bincount(found.columns[schema.outcome], minlength=len(of)).tolist(), strict=True)
+            zip(of, np.bincount(reading.columns[schema.outcome], minlength=len(of)).tolist(), strict=True)
         )
         for category, count in classes.items():
             if count < max(1, per_class):
@@ -111,7 +111,7 @@ def readiness(
                 )
     if used < max(1, examples):
         to_do.append(f"{used} rows can be used, and at least {max(1, examples)} are needed")
-    drift = {} if reference is None else _drift(found, reference)
+    drift = {} if reference is None else _drift(reading, reference)
     for name, moved in drift.items():
         fields[name]["drift"] = moved.text()
         if moved.other:
@@ -124,13 +124,13 @@ def readiness(
         for name, moved in drift.items()
         if moved.large and not moved.other
     )
-    people = len(np.unique(found.columns[schema.person])) if schema.person else None
-    raw = found.raw
+    people = len(np.unique(reading.columns[schema.person])) if schema.person else None
+    raw = reading.raw
     return Readiness(
-        len(found.bad),
+        len(reading.bad),
         used,
         people,
-        dict(found.reasons.most_common()),
+        dict(reading.reasons.most_common()),
         fields,
         classes,
         tuple(to_do),
@@ -143,20 +143,20 @@ def readiness(
     )
 
 
-def _drift(found: Reading, reference: Reference) -> dict[str, Drift]:
+def _drift(reading: Reading, reference: Reference) -> dict[str, Drift]:
     """{field: its drift} over the used rows; raises ValueError for sums of another schema."""
-    if reference.schema != found.schema.digest:
+    if reference.schema != reading.schema.digest:
         raise ValueError(
-            f"the sums of all sites are of another schema ({reference.schema}) than this mapping's ({found.schema.digest}): "
+            f"the sums of all sites are of another schema ({reference.schema}) than this mapping's ({reading.schema.digest}): "
             "ask for those of this study's schema"
         )
     drift = {}
-    if odd := [name for name in reference.fields if name not in found.schema.fields]:
+    if odd := [name for name in reference.fields if name not in reading.schema.fields]:
         raise ValueError(
             f"the sums of all sites have a field {odd[0]!r}, and the schema has none of that name"
         )
     for name, there in reference.fields.items():
-        field, x = found.schema.fields[name], found.columns[name]
+        field, x = reading.schema.fields[name], reading.columns[name]
         if field.kind == "category":
             counts = np.bincount(x[x >= 0], minlength=len(field.categories)).tolist()
             drift[name] = of_category(dict(zip(field.categories, counts, strict=True)), there)
@@ -165,13 +165,13 @@ def _drift(found: Reading, reference: Reference) -> dict[str, Drift]:
     return {name: one for name, one in drift.items() if one.text()}
 
 
-def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], list[str]]:
+def _field(name: str, field: Field, reading: Reading) -> tuple[dict[str, str], list[str]]:
     """(a summary of the field, what to do about it)."""
-    x, strange, to_do = found.all[name], found.strange[name], []
+    x, strange, to_do = reading.all[name], reading.strange[name], []
     gone = missing(x, field)
-    gone &= ~found.unread[name]
+    gone &= ~reading.unread[name]
     share = float(gone.mean()) if len(x) else 0.0
-    about = {"missing": f"{int(gone.sum())} ({share:.1%})"}
+    summary = {"missing": f"{int(gone.sum())} ({share:.1%})"}
     if share > _MUCH:
         to_do.append(
             f"{name!r} is missing in {share:.0%} of the rows: is the column the right one, and are its missing codes?"
@@ -179,25 +179,25 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
     if field.kind in ("number", "whole"):
         known = x[np.isfinite(x)]
         if len(known):
-            about["values"] = f"{known.min():.4g} to {known.max():.4g}, median {np.median(known):.4g}" + (
+            summary["values"] = f"{known.min():.4g} to {known.max():.4g}, median {np.median(known):.4g}" + (
                 f" {field.unit}" if field.unit else ""
             )
         if field.range:
             low, high = field.range
-            for factor, said in suspects(x, low, high)[:1]:
+            for factor, meaning in suspects(x, low, high)[:1]:
                 way = f"divide it by {1 / factor:g}" if factor < 1 else f"multiply it by {factor:g}"
                 to_do.append(
-                    f"{name!r} looks like another unit ({said}): {way}, factor = {factor:g} of the mapping"
+                    f"{name!r} looks like another unit ({meaning}): {way}, factor = {factor:g} of the mapping"
                 )
     elif field.kind == "image":
-        about["values"] = f"pictures of {' x '.join(map(str, field.shape))}"
+        summary["values"] = f"pictures of {' x '.join(map(str, field.shape))}"
     elif field.kind == "category":
         counts = np.bincount(x[x >= 0], minlength=len(field.categories))
-        about["values"] = "; ".join(
+        summary["values"] = "; ".join(
             f"{one} {count}" for one, count in zip(field.categories, counts.tolist(), strict=True)
         )
     else:
-        about["values"] = f"{len(np.unique(x[x != '']))} different"
+        summary["values"] = f"{len(np.unique(x[x != '']))} different"
     if strange:
         few = ", ".join(f"{value!r} ({count})" for value, count in strange.most_common(_FEW))
         what = {
@@ -205,4 +205,4 @@ def _field(name: str, field: Field, found: Reading) -> tuple[dict[str, str], lis
             "image": "no pictures that can be used:",
         }.get(field.kind, "no number: are they missing codes?")
         to_do.append(f"{name!r} has values that are {what} {few}")
-    return about, to_do
+    return summary, to_do

@@ -72,13 +72,13 @@ class Reading:
         bad, of, what = int(self.bad.sum()), len(self.bad), "rows"
         if self.raw.share > of_rows:
             bad, of, what = sum(self.raw.left_out.values()), self.raw.records, "records"
-        said = "; ".join(
+        reasons = "; ".join(
             f"{reason}: {rows}"
             for reason, rows in (self.reasons if what == "rows" else self.raw.left_out).most_common()
         )
         return (
             f"{bad} of {of} {what} cannot be used, a share of {self.share:.3g}, and the schema allows "
-            f"{self.schema.max_bad:g} (max_bad): {said}."
+            f"{self.schema.max_bad:g} (max_bad): {reasons}."
         )
 
     @property
@@ -177,7 +177,7 @@ def _field(
     return np.where(wrong, np.nan, value), problems, Counter(texts[wrong].tolist()), wrong
 
 
-class _About(NamedTuple):
+class _PictureSettings(NamedTuple):
     """How a picture's values become numbers from 0 to 1."""
 
     range: tuple[float, ...]
@@ -191,13 +191,13 @@ def _pictures(
 ) -> tuple[np.ndarray, dict[str, np.ndarray], Counter[str], np.ndarray]:
     """The same for a field of pictures, whose values are names of files."""
     files = [_text(one) for one in _column(table.columns, origin.column or name, name)]
-    about = _About(field.range, origin.factor, origin.offset, origin.resize)
-    found, why = pictures.read(
-        ["" if one in MISSING else one for one in files], table.folder, field.shape, about
+    settings = _PictureSettings(field.range, origin.factor, origin.offset, origin.resize)
+    images, why = pictures.read(
+        ["" if one in MISSING else one for one in files], table.folder, field.shape, settings
     )
     wrong = why != ""
     return (
-        found,
+        images,
         {f"{name!r} {one}": why == one for one in dict.fromkeys(why[wrong])},
         Counter(np.array(files)[wrong].tolist()),
         wrong,

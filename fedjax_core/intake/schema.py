@@ -108,17 +108,19 @@ class Schema:
         if not isinstance(fields, Mapping) or not fields:
             raise ValueError(f"{where} has no fields: write a table [fields.NAME] for each")
         each = {name: made(Field, one, f"{where}: fields.{name}") for name, one in fields.items()}
-        found: Schema = made(cls, {**table, "fields": each, "file": file}, where)
+        schema: Schema = made(cls, {**table, "fields": each, "file": file}, where)
         for word in ("outcome", "person", "time"):
-            if (name := getattr(found, word)) and name not in each:
+            if (name := getattr(schema, word)) and name not in each:
                 raise ValueError(f"{where}: {word} = {name!r} is none of the fields {', '.join(each)}")
             if name and each[name].kind == "image":
                 raise ValueError(
                     f"{where}: {word} = {name!r} is a field of pictures; it should be of numbers or texts"
                 )
-        if not (isinstance(found.max_bad, int | float) and 0 <= found.max_bad < 1):
-            raise ValueError(f"{where}: max_bad is a share of rows, from 0 to below 1, got {found.max_bad!r}")
-        return found
+        if not (isinstance(schema.max_bad, int | float) and 0 <= schema.max_bad < 1):
+            raise ValueError(
+                f"{where}: max_bad is a share of rows, from 0 to below 1, got {schema.max_bad!r}"
+            )
+        return schema
 
     @property
     def required(self) -> tuple[str, ...]:
@@ -132,7 +134,7 @@ class Schema:
     @property
     def digest(self) -> str:
         """16 hexadecimal digits, the same for equal schemas."""
-        said = (
+        content = (
             self.name,
             sorted((name, repr(one)) for name, one in self.fields.items()),
             self.outcome,
@@ -140,4 +142,4 @@ class Schema:
             self.time,
             self.max_bad,
         )
-        return sha256(repr(said).encode()).hexdigest()[:16]
+        return sha256(repr(content).encode()).hexdigest()[:16]

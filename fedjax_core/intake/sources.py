@@ -32,38 +32,38 @@ def raw_columns(
     *,
     headers: tuple[str, ...] = (),
     records: tuple[fhir.Records, ...] = (),
-    asked: events.Events | None = None,
+    features: events.Events | None = None,
     folder: Path = Path("."),
 ) -> Raw:
     """The raw table of a mapping's source or query; raises ValueError for a missing file, or one of another
     kind.
 
-    `asked` are the features of events; a query's file names of pictures are relative to `folder`.
+    `features` are those of events; a query's file names of pictures are relative to `folder`.
     """
     if source is None:
-        found = Raw(_queried(query, database), folder)
+        raw = Raw(_queried(query, database), folder)
     elif not source.exists():
         raise ValueError(f"{source} is not there: the mapping's source is a path relative to the mapping")
     elif records:
-        found = fhir.read(source, records)
-    elif asked is not None and (source.is_dir() or source.suffix == ".parquet"):
-        found = events.read(source)
+        raw = fhir.read(source, records)
+    elif features is not None and (source.is_dir() or source.suffix == ".parquet"):
+        raw = events.read(source)
     elif source.is_dir():
-        found = pictures.listed(source, headers)
+        raw = pictures.listed(source, headers)
     else:
-        found = Raw(_table(source), source.parent)
-    return found if asked is None else events.features(found, asked)
+        raw = Raw(_table(source), source.parent)
+    return raw if features is None else events.features(raw, features)
 
 
 def _table(source: Path) -> dict[str, Any]:
     if source.suffix == ".npz":
         with np.load(source, allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-        if odd := [name for name, x in found.items() if x.ndim != 1]:
+            arrays = {name: archive[name] for name in archive.files}
+        if odd := [name for name, x in arrays.items() if x.ndim != 1]:
             raise ValueError(
-                f"{source}: array {odd[0]!r} has shape {list(found[odd[0]].shape)}, and a column has one value a row"
+                f"{source}: array {odd[0]!r} has shape {list(arrays[odd[0]].shape)}, and a column has one value a row"
             )
-        return {name: x.tolist() for name, x in found.items()}
+        return {name: x.tolist() for name, x in arrays.items()}
     return tables.raw(source)
 
 
@@ -78,8 +78,8 @@ def _queried(query: str, database: Path | None) -> dict[str, list[Any]]:
         ":memory:" if database is None else str(database), read_only=database is not None
     ) as connection:
         try:
-            found = connection.execute(query)
+            result = connection.execute(query)
         except duckdb.Error as error:
             raise ValueError(f"DuckDB refuses the query: {error}") from None
-        names, rows = [column[0] for column in found.description], found.fetchall()
+        names, rows = [column[0] for column in result.description], result.fetchall()
     return {name: [row[i] for row in rows] for i, name in enumerate(names)}

@@ -66,4 +66,4 @@ def suspects(x: np.ndarray, low: float, high: float) -> list[tuple[float, str]]:
 
     if len(known) < 5 or share(known) > 1 - _WRONG:
         return []
-    return [(factor, said) for factor, said in KNOWN.items() if share(known * factor) >= _ENOUGH]
+    return [(factor, meaning) for factor, meaning in KNOWN.items() if share(known * factor) >= _ENOUGH]
