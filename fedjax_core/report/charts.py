@@ -64,14 +64,14 @@ def intervals(rows: Mapping[str, tuple[float, float, float]], xlabel: str) -> st
         body.append(_text(x, height - 22, f"{tick:g}", anchor="middle", size=10))
     for i, (name, (value, low, high)) in enumerate(known.items()):
         y = 18 + 22 * i
-        at = [place.x(float(scale(v)), left=180) for v in (value, low, high)]
+        positions = [place.x(float(scale(v)), left=180) for v in (value, low, high)]
         body.append(_text(172, y + 4, name[:28], anchor="end"))
         if np.isfinite([low, high]).all():
             body.append(
-                f'<line x1="{at[1]:.1f}" x2="{at[2]:.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}" stroke-width="2"/>'
+                f'<line x1="{positions[1]:.1f}" x2="{positions[2]:.1f}" y1="{y}" y2="{y}" stroke="{COLOURS[0]}" stroke-width="2"/>'
             )
-        body.append(f'<circle cx="{at[0]:.1f}" cy="{y}" r="4" fill="{COLOURS[0]}"/>')
-        body.append(_text(at[0], y - 6, f"{value:.3g}", anchor="middle", size=10))
+        body.append(f'<circle cx="{positions[0]:.1f}" cy="{y}" r="4" fill="{COLOURS[0]}"/>')
+        body.append(_text(positions[0], y - 6, f"{value:.3g}", anchor="middle", size=10))
     return _svg(body, xlabel, height)
 
 
@@ -84,11 +84,11 @@ def calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     )
     for i, (name, points) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
-        at = [(place.x(float(p[0])), place.y(float(p[1]))) for p in points]
+        positions = [(place.x(float(p[0])), place.y(float(p[1]))) for p in points]
         body.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in at)}"/>'
+            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in positions)}"/>'
         )
-        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in at]
+        body += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in positions]
         body.append(_text(_WIDTH - 8, _HEIGHT - _BOTTOM - 10 - 15 * i, name, anchor="end", colour=colour))
     return _svg(body, "calibration")
 
@@ -96,10 +96,10 @@ def calibration(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
 def flow(sites: Mapping[str, Mapping[str, Any]]) -> str:
     """From rows in a site's table to those trained on and held out: a line of boxes for each site."""
     body, width = [], 880
-    for i, (name, said) in enumerate(sites.items()):
+    for i, (name, counts) in enumerate(sites.items()):
         y = 10 + 74 * i
         body.append(_text(4, y + 28, name[:18], weight="bold"))
-        shown = [(step, said[step]) for step in STEPS if step in said]
+        shown = [(step, counts[step]) for step in STEPS if step in counts]
         for j, (step, value) in enumerate(shown):
             x = 140 + 148 * j
             out = step == "left out"
@@ -164,7 +164,7 @@ class _Axes:
 def _text(
     x: float,
     y: float,
-    said: str,
+    text: str,
     *,
     anchor: str = "start",
     size: int = 12,
@@ -172,7 +172,7 @@ def _text(
     weight: str = "normal",
 ) -> str:
     look = f'text-anchor="{anchor}" font-size="{size}" fill="{colour}" font-weight="{weight}"'
-    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(said)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" {look}>{escape(text)}</text>'
 
 
 def _svg(body: Sequence[str], label: str, height: float = _HEIGHT, width: float = _WIDTH) -> str:

@@ -56,26 +56,27 @@ def card(facts: Facts) -> dict[str, str]:
         if isinstance(epsilon, int | float) and math.isfinite(epsilon)
         else ""
     )
-    found = {
+    sections = {
         "intended use": notes.get("intended_use", ""),
         "outcome": notes.get("outcome", ""),
         "trained at": ", ".join(facts.sites),
         "training": _rounds(facts) if facts.records else "",
         "performance": ", ".join(
-            f"{name} {_said(value)}" for name, value in notes.get("performance", {}).get("all", {}).items()
+            f"{name} {_formatted(value)}"
+            for name, value in notes.get("performance", {}).get("all", {}).items()
         ),
         "privacy": privacy or "no account of an epsilon was kept",
         "limitations": notes.get("limitations", ""),
         "authors": notes.get("authors", ""),
     }
-    return {name: said or FOR_AUTHOR for name, said in found.items()}
+    return {name: text or FOR_AUTHOR for name, text in sections.items()}
 
 
 def _rounds(facts: Facts) -> str:
     return f"{facts.rounds} federated rounds" + (f" of {facts.algorithm}" if facts.algorithm else "")
 
 
-def _said(value: Any) -> str:
+def _formatted(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"{value[0]:.3g} ({value[1]:.3g} to {value[2]:.3g})"
     return f"{value:.3g}" if isinstance(value, int | float) else str(value)

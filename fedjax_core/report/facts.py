@@ -85,7 +85,7 @@ class Facts:
         return list(dict.fromkeys(name for name in named if name not in ("coordinator", ALL)))
 
 
-def note(folder: str | Path, **said: Any) -> None:
+def note(folder: str | Path, **entries: Any) -> None:
     """Adds to a run's folder what only the study knows, for its report; an existing name is replaced.
 
     `question`, `population`, `outcome`, `authors`, `limitations`, `intended_use`: text. `flow`: {site: {"rows
@@ -99,14 +99,14 @@ def note(folder: str | Path, **said: Any) -> None:
         "question", "population", "outcome", "authors", "limitations", "intended_use", "flow", "performance", "subgroups", "calibration",
         "statistics", "privacy",
     }  # fmt: skip
-    if odd := set(said) - known:
+    if odd := set(entries) - known:
         raise ValueError(
             f"{sorted(odd)[0]!r} is nothing that a report says; there are {', '.join(sorted(known))}"
         )
     path = Path(folder) / NOTES
     before = json.loads(path.read_text()) if path.exists() else {}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(before | said, indent=1, default=_plain))
+    write_whole(path, json.dumps(before | entries, indent=1, default=_plain))
 
 
 def gather(folder: str | Path) -> Facts:
@@ -131,26 +131,26 @@ def gather(folder: str | Path) -> Facts:
             f"{root} holds no run: neither {METRICS}, nor {NOTES}, nor a coordinator's audit log"
         )
     records = read_records(run / METRICS) if (run / METRICS).exists() else []
-    about, digest = _checkpoint(run)
+    metadata, digest = _checkpoint(run)
     entries = [] if audit is None else list(show(audit))
     own = {
         path.parent.parent.name if path.parent.name == "state" else path.parent.name: path
         for path in _own_logs(root, audit)
     }
     fields = {name: _names_left(path) for name, path in own.items()}
-    told = _told(root, run)
+    site_facts = _site_facts(root, run)
     digests = ({"checkpoint": digest} if digest else {}) | _digests(entries)
     digests |= {
-        f"data of {name}, under a secret of its own": str(about["data"])
-        for name, about in told.items()
-        if "data" in about
+        f"data of {name}, under a secret of its own": str(metadata["data"])
+        for name, metadata in site_facts.items()
+        if "data" in metadata
     }
     return Facts(
-        root, records, about.get("config", {}), about.get("versions", {}), digests,
-        about.get("privacy") or _spent(records) or notes.get("privacy", {}),
+        root, records, metadata.get("config", {}), metadata.get("versions", {}), digests,
+        metadata.get("privacy") or _spent(records) or notes.get("privacy", {}),
         _left(entries), fields, _faults(entries), entries[-1].time - entries[0].time if entries else math.nan,
-        {name: int(about["examples"]) for name, about in told.items() if "examples" in about}, notes,
-        str(about.get("config", {}).get("round.algorithm.name") or _algorithm(entries)), read_plan(run),
+        {name: int(metadata["examples"]) for name, metadata in site_facts.items() if "examples" in metadata}, notes,
+        str(metadata.get("config", {}).get("round.algorithm.name") or _algorithm(entries)), read_plan(run),
     )  # fmt: skip
 
 
@@ -159,8 +159,8 @@ def _checkpoint(run: Path) -> tuple[dict[str, Any], str]:
     one."""
     for path in sorted((run / "checkpoints").glob("[0-9]*/checkpoint.json"), reverse=True):
         try:
-            found = json.loads(path.read_bytes())
-            return dict(found["body"]["about"]), str(found["digest"])
+            checkpoint = json.loads(path.read_bytes())
+            return dict(checkpoint["body"]["about"]), str(checkpoint["digest"])
         except (ValueError, KeyError, TypeError):
             continue
     return {}, ""
@@ -182,13 +182,13 @@ def _names_left(audit: Path) -> tuple[str, ...]:
 
 
 def _left(entries: list[Entry]) -> dict[tuple[str, str], tuple[int, int]]:
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+    totals: dict[tuple[str, str], tuple[int, int]] = {}
     for entry in entries:
         if entry.what in ("update", "answered") and isinstance(entry.about.get("bytes"), int):
             kind = "update" if entry.what == "update" else str(entry.about.get("kind", ""))
-            messages, size = found.get((entry.who, kind), (0, 0))
-            found[entry.who, kind] = messages + 1, size + int(entry.about["bytes"])  # type: ignore[arg-type]
-    return dict(sorted(found.items()))
+            messages, size = totals.get((entry.who, kind), (0, 0))
+            totals[entry.who, kind] = messages + 1, size + int(entry.about["bytes"])  # type: ignore[arg-type]
+    return dict(sorted(totals.items()))
 
 
 def _algorithm(entries: list[Entry]) -> str:
@@ -198,7 +198,7 @@ def _algorithm(entries: list[Entry]) -> str:
 
 
 def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:
-    found: Counter[tuple[str, str, str]] = Counter()
+    faults: Counter[tuple[str, str, str]] = Counter()
     for entry in entries:
         if entry.what in FAULTS or (entry.what == "update" and entry.about.get("accepted") is False):
             what = "update set aside" if entry.what == "update" else entry.what
@@ -206,29 +206,31 @@ def _faults(entries: list[Entry]) -> dict[tuple[str, str, str], int]:
                 entry.about.get("code"),
                 str(entry.about.get("reason", entry.about.get("missing", ""))),
             )
-            found[entry.who, what, f"{code}: {reason}"[:200] if code else reason[:200]] += 1
-    return dict(found)
+            faults[entry.who, what, f"{code}: {reason}"[:200] if code else reason[:200]] += 1
+    return dict(faults)
 
 
 def _digests(entries: list[Entry]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for entry in entries:
         if entry.what == "asked" and "config" in entry.about:
-            found["study, at every site"] = str(entry.about["config"])
-    return found
+            digests["study, at every site"] = str(entry.about["config"])
+    return digests
 
 
-def _told(root: Path, run: Path) -> dict[str, dict[str, Any]]:
+def _site_facts(root: Path, run: Path) -> dict[str, dict[str, Any]]:
     """{site: its description of itself before the first round, or when it joined}, as the coordinator keeps
     it beside its log."""
-    found: dict[str, dict[str, Any]] = {}
+    by_site: dict[str, dict[str, Any]] = {}
     for folder in dict.fromkeys((root, run.parent, root / "coordinator")):
         for path in sorted(folder.glob("*-sites.json")):
             try:
-                found |= {str(name): dict(about) for name, about in json.loads(path.read_text()).items()}
+                by_site |= {
+                    str(name): dict(metadata) for name, metadata in json.loads(path.read_text()).items()
+                }
             except (ValueError, TypeError, AttributeError):
                 continue
-    return found
+    return by_site
 
 
 def _spent(records: list[Record]) -> dict[str, Any]:

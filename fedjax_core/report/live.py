@@ -98,19 +98,19 @@ def sparkline(values: Sequence[float], width: int = _WIDTH) -> str:
 
 
 def _rounds(facts: Facts, pace: Pace) -> RenderableType:
-    found = Table.grid(padding=(0, 2))
+    grid = Table.grid(padding=(0, 2))
     a_round, left = pace.seconds_a_round, pace.seconds_left
-    said = [f"round {facts.rounds}" + (f" of {pace.rounds}" if pace.rounds else "")]
-    said += [f"{a_round:.3g} s a round"] if math.isfinite(a_round) else []
-    said += [f"{timedelta(seconds=round(max(left, 0.0)))} left"] if math.isfinite(left) else []
-    said += [facts.plan.stopped] if facts.plan.stopped else []
+    texts = [f"round {facts.rounds}" + (f" of {pace.rounds}" if pace.rounds else "")]
+    texts += [f"{a_round:.3g} s a round"] if math.isfinite(a_round) else []
+    texts += [f"{timedelta(seconds=round(max(left, 0.0)))} left"] if math.isfinite(left) else []
+    texts += [facts.plan.stopped] if facts.plan.stopped else []
     bar = [ProgressBar(total=pace.rounds, completed=facts.rounds, width=_WIDTH)] if pace.rounds else []
-    found.add_row(*bar, *said)
-    return found
+    grid.add_row(*bar, *texts)
+    return grid
 
 
 def _metrics(facts: Facts) -> RenderableType | None:
-    found = Table("metric", "of", "", "last", box=None, title="metrics", title_justify="left")
+    table = Table("metric", "of", "", "last", box=None, title="metrics", title_justify="left")
     for kind in ("train", "eval"):
         records = [record for record in facts.records if record["kind"] == kind]
         names = dict.fromkeys(
@@ -118,18 +118,18 @@ def _metrics(facts: Facts) -> RenderableType | None:
         )
         for name in list(names)[:8]:
             values = [float(record.get(name, math.nan)) for record in records]
-            found.add_row(
+            table.add_row(
                 escape(name),
                 {"train": "training", "eval": "evaluation"}[kind],
                 sparkline(values),
                 f"{values[-1]:.4g}",
             )
-    return found if found.row_count else None
+    return table if table.row_count else None
 
 
 def _sites(facts: Facts) -> RenderableType | None:
     lacked = [name for record in facts.records for name in str(record.get("lacked") or "").split()]
-    found = Table(
+    table = Table(
         "site",
         "examples",
         "messages",
@@ -142,20 +142,20 @@ def _sites(facts: Facts) -> RenderableType | None:
     for site in dict.fromkeys(
         [*facts.examples, *facts.notes.get("flow", {}), *(site for site, _ in facts.left), *lacked]
     ):
-        sent = [value for (who, _), value in facts.left.items() if who == site]
+        sent = [value for (sender, _), value in facts.left.items() if sender == site]
         messages, size = (sum(of) for of in zip(*sent, strict=True)) if sent else (0, 0)
         examples = f"{facts.examples[site]:,}" if site in facts.examples else "-"
-        found.add_row(escape(site), examples, f"{messages:,}", f"{size:,}", str(lacked.count(site)))
-    return found if found.row_count else None
+        table.add_row(escape(site), examples, f"{messages:,}", f"{size:,}", str(lacked.count(site)))
+    return table if table.row_count else None
 
 
 def _faults(facts: Facts) -> RenderableType | None:
-    found = Table(
+    table = Table(
         "who", "what", "why", "times", box=None, title="refused, missing and set aside", title_justify="left"
     )
-    for (who, what, why), times in list(facts.faults.items())[-10:]:
-        found.add_row(escape(who), escape(what), escape(why), str(times))
-    return found if found.row_count else None
+    for (name, what, why), times in list(facts.faults.items())[-10:]:
+        table.add_row(escape(name), escape(what), escape(why), str(times))
+    return table if table.row_count else None
 
 
 def _privacy(facts: Facts) -> RenderableType | None:

@@ -46,15 +46,15 @@ def page(facts: Facts) -> str:
         "Configuration and digests": _configuration(facts),
     }
     body = "".join(f"<h2>{escape(head)}</h2>{inner or NOTHING}" for head, inner in parts.items())
-    found = (
+    html = (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
         f"<body><h1>{escape(title)}</h1>{body}</body></html>\n"
     )
-    if (size := len(found.encode())) >= MOST_BYTES:
+    if (size := len(html.encode())) >= MOST_BYTES:
         raise ValueError(
             f"the report would have {size:,} bytes, and at most {MOST_BYTES:,} are sensible: note fewer statistics or subgroups"
         )
-    return found
+    return html
 
 
 NOTHING = '<p class="none">Nothing of this is in the folder.</p>'
@@ -75,8 +75,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f'<td class="n">{_number(value)}</td>'
-    said = escape(str(value))
-    return f'<td class="author">{said}</td>' if value == FOR_AUTHOR else f"<td>{said}</td>"
+    text = escape(str(value))
+    return f'<td class="author">{text}</td>' if value == FOR_AUTHOR else f"<td>{text}</td>"
 
 
 def _number(value: float) -> str:
@@ -93,8 +93,8 @@ def _question(facts: Facts) -> str:
 def _people(facts: Facts) -> str:
     """The flow of rows, drawn of all sites and, where they are few, of each; the numbers of each as a table."""
     flow = facts.notes.get("flow", {})
-    steps = [step for step in charts.STEPS if any(step in said for said in flow.values())]
-    every = {step: sum(_count(said.get(step, 0)) for said in flow.values()) for step in steps}
+    steps = [step for step in charts.STEPS if any(step in numbers for numbers in flow.values())]
+    every = {step: sum(_count(numbers.get(step, 0)) for numbers in flow.values()) for step in steps}
     drawn = {"all sites": every, **(flow if len(flow) <= _MOST_DRAWN else {})} if len(steps) > 1 else {}
     sites = dict.fromkeys((*flow, *facts.examples))
     rows = [
@@ -109,8 +109,8 @@ def _people(facts: Facts) -> str:
         rows.append(("all", *every.values(), *([sum(facts.examples.values())] if facts.examples else [])))
     reasons = [
         (site, reason, count)
-        for site, said in flow.items()
-        for reason, count in said.get("left out", {}).items()
+        for site, numbers in flow.items()
+        for reason, count in numbers.get("left out", {}).items()
     ]
     heads = ("site", *steps, *(["examples, by the site's description"] if facts.examples else []))
     return charts.flow(drawn) + table(heads, rows) + table(("site", "rows left out for", "rows"), reasons)
@@ -121,8 +121,8 @@ def _count(value: Any) -> Any:
 
 
 def _convergence(facts: Facts) -> str:
-    found = ""
-    for kind, said in (
+    html = ""
+    for kind, description in (
         ("train", "training, mean over the round's steps"),
         ("eval", "evaluation, of the model after the round"),
     ):
@@ -131,12 +131,12 @@ def _convergence(facts: Facts) -> str:
             name for record in records for name, value in record.items() if isinstance(value, float)
         )
         for name in [name for name in names if name in _CURVES or kind == "eval"][:6]:
-            its = [record for record in records if name in record]
-            y = [math.nan if record[name] is None else float(record[name]) for record in its]
-            found += f"<h3>{escape(name)} ({said})</h3>" + charts.lines(
-                {facts.algorithm or name: ([record["round"] for record in its], y)}, name
+            recorded = [record for record in records if name in record]
+            y = [math.nan if record[name] is None else float(record[name]) for record in recorded]
+            html += f"<h3>{escape(name)} ({description})</h3>" + charts.lines(
+                {facts.algorithm or name: ([record["round"] for record in recorded], y)}, name
             )
-    return found
+    return html
 
 
 _CURVES = ("loss", "accuracy", "auroc")
@@ -144,26 +144,26 @@ _CURVES = ("loss", "accuracy", "auroc")
 
 def _results(results: Mapping[str, Mapping[str, Any]]) -> str:
     metrics = list(dict.fromkeys(name for of in results.values() for name in of))
-    found = ""
+    html = ""
     for metric in metrics:
-        rows = {who: _interval(of[metric]) for who, of in results.items() if metric in of}
-        found += f"<h3>{escape(metric)}</h3>" + charts.intervals(
+        rows = {group: _interval(of[metric]) for group, of in results.items() if metric in of}
+        html += f"<h3>{escape(metric)}</h3>" + charts.intervals(
             rows, f"{metric}, with 95 % interval where there is one"
         )
-        found += table(("", metric, "low", "high"), [(who, *row) for who, row in rows.items()])
-    return found
+        html += table(("", metric, "low", "high"), [(group, *row) for group, row in rows.items()])
+    return html
 
 
 def _interval(value: Any) -> tuple[float, float, float]:
-    found = [
+    numbers = [
         math.nan if one is None else float(one)
         for one in (value if isinstance(value, list | tuple) else [value])
     ]
-    return (found[0], found[1], found[2]) if len(found) == 3 else (found[0], math.nan, math.nan)
+    return (numbers[0], numbers[1], numbers[2]) if len(numbers) == 3 else (numbers[0], math.nan, math.nan)
 
 
-def _statistics(said: Mapping[str, str]) -> str:
-    return "".join(f"<h3>{escape(title)}</h3><pre>{escape(text)}</pre>" for title, text in said.items())
+def _statistics(statistics: Mapping[str, str]) -> str:
+    return "".join(f"<h3>{escape(title)}</h3><pre>{escape(text)}</pre>" for title, text in statistics.items())
 
 
 def _left(facts: Facts) -> str:
@@ -216,10 +216,10 @@ def _cost(facts: Facts) -> str:
 
 def _faults(facts: Facts) -> str:
     lacked = [(r["round"], r["lacked"]) for r in facts.records if r.get("lacked")]
-    found = table(("who", "what", "why", "times"), [(*key, count) for key, count in facts.faults.items()])
-    found += table(("round", "sites that were not in it"), lacked)
+    html = table(("who", "what", "why", "times"), [(*key, count) for key, count in facts.faults.items()])
+    html += table(("round", "sites that were not in it"), lacked)
     known = facts.records or facts.seconds == facts.seconds
-    return found or ("<p>None is recorded.</p>" if known else "")
+    return html or ("<p>None is recorded.</p>" if known else "")
 
 
 def _card(facts: Facts) -> str:
@@ -227,11 +227,11 @@ def _card(facts: Facts) -> str:
 
 
 def _checklist(facts: Facts) -> str:
-    found = items(facts)
-    filled = sum(said != FOR_AUTHOR for _, _, said in found)
+    rows = items(facts)
+    filled = sum(text != FOR_AUTHOR for _, _, text in rows)
     return (
-        f"<p>{filled} of {len(found)} items have something of the run; the others are for the author.</p>"
-        + table(("", "item", "from the run"), found)
+        f"<p>{filled} of {len(rows)} items have something of the run; the others are for the author.</p>"
+        + table(("", "item", "from the run"), rows)
     )
 
 
