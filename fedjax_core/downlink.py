@@ -32,7 +32,7 @@ RECEIVED = "received"
 
 
 class Remembering(NamedTuple):
-    """The server of an algorithm, and what it knows clients to have of its messages, exchange by exchange."""
+    """The server of an algorithm, and the messages that it knows clients to have, exchange by exchange."""
 
     server: Server
     memory: tuple[Any, ...]  # a `Common`, or leaves [N, ...] with a message for each client
@@ -45,7 +45,7 @@ class Remembering(NamedTuple):
 
 
 class Common(NamedTuple):
-    """What all clients have of one exchange's messages."""
+    """The memory that all clients have of one exchange's messages."""
 
     message: Update
     number: Array  # int32: which message that was
@@ -53,7 +53,7 @@ class Common(NamedTuple):
 
 
 class Keeping(NamedTuple):
-    """What a client keeps: the algorithm's own, and its memory of the messages of each exchange."""
+    """A client's state: the algorithm's own, and its memory of the messages of each exchange."""
 
     own: Own
     memory: tuple[Any, ...]  # `Two`, or a message
@@ -85,7 +85,7 @@ class Working(NamedTuple):
 
 
 def with_memory(algorithm: Algorithm, delta: Delta) -> Algorithm:
-    """The algorithm whose messages are sent as `delta` says; raises where its rounds do not tell who has
+    """The algorithm with its messages sent as `delta` says; raises where its rounds do not show who has
     them."""
     for e, exchange in enumerate(algorithm.exchanges):
         if exchange.update is None:
@@ -136,7 +136,7 @@ def check_known(delta: Delta, uplink: Stage) -> None:
 
 
 class _Coded(NamedTuple):
-    """An algorithm's exchanges with coded messages, and what both ends begin with."""
+    """An algorithm's exchanges with coded messages, and the memories that both ends begin with."""
 
     exchanges: tuple[Exchange, ...]
     at_server: Any
@@ -194,7 +194,7 @@ def _per_client(algorithm: Algorithm, delta: Delta) -> _Coded:
         inner_address = exchange.address
 
         def changes(state: Remembering, clients: Array) -> tuple[Update, Any]:
-            """(what these clients have, what they are sent), leaves [K, ...]."""
+            """(the memories of these clients, the messages sent to them), leaves [K, ...]."""
             message, rows = exchange.broadcast(state.server), tree.take(state.memory[e], clients)
             draws = jax.vmap(lambda client: jax.random.fold_in(_key(state, e), client))(clients)
             return rows, jax.vmap(lambda row, key: delta.encode(message, row, key))(rows, draws)
@@ -237,11 +237,11 @@ def _per_client(algorithm: Algorithm, delta: Delta) -> _Coded:
 def _client(
     exchange: Exchange, e: int, receive: Any, message_of: Any, stats: dict[str, Array] | None = None
 ) -> Client:
-    """The exchange's client, which decodes what it is sent, and keeps it."""
+    """The exchange's client, which decodes its message, and keeps it."""
     inner = exchange.client
 
     def apart(sent: Any) -> tuple[Any, Any]:
-        """(what all are sent, what is for this client alone)."""
+        """(the message to all, the part for this client alone)."""
         return (sent.message, sent.mine) if isinstance(sent, Told) else (sent, ())
 
     def read(sent: Any, memory: tuple[Any, ...]) -> Message:
@@ -268,7 +268,7 @@ def _client(
 
 
 def _moved(exchange: Exchange, e: int, state: Remembering, reports: Aggregate, after: Any) -> Remembering:
-    """The server after an exchange, of whose messages clients now have `after`."""
+    """The server after an exchange, when clients have `after` of its messages."""
     assert exchange.update is not None
     return Remembering(
         exchange.update(state.server, reports),

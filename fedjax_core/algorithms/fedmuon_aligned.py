@@ -48,7 +48,7 @@ class Global(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a client reports: how its model moved, and what its optimiser keeps, in floating numbers."""
+    """A client's update: the change of its model, and the floating state of its optimiser."""
 
     params: Any
     opt: Any

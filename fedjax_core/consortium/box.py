@@ -51,7 +51,7 @@ class Result:
     heads: dict[str, audit.Head]
     """The head of each verified audit log, to be given to somebody else."""
     restarts: dict[str, int]
-    """How often each process was started again."""
+    """The number of restarts of each process."""
     on: str = "trained on"
     """The examples behind the metrics: "held-out", or "trained on"."""
     took_part: dict[str, int] = field(default_factory=dict)
@@ -175,7 +175,7 @@ class _Watch:
         self._offset = self._log.stat().st_size if self._log.exists() else 0  # bytes read of it
 
     def until_done(self) -> dict[str, int]:
-        """How often each process was started again."""
+        """Watches until the rounds are done; returns the number of restarts of each process."""
         if self._shown >= self.plan.rounds:
             self.say(f"  done      all {self.plan.rounds} rounds, before now; --rounds asks for more")
         elif self._shown:

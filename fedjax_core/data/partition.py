@@ -31,7 +31,7 @@ Parts = list[np.ndarray]
 
 
 class Skew(NamedTuple):
-    """How uneven a partition is in the sizes and labels of clients."""
+    """Measures of how uneven a partition is in sizes and labels."""
 
     smallest: int  # examples
     largest: int

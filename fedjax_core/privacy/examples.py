@@ -1,28 +1,28 @@
-"""DP-SGD at clients: the gradient of a step is a noisy mean of clipped gradients of single examples, so no
-example tells much.
+"""DP-SGD at clients: the gradient of a step is a noisy mean of clipped gradients of single examples, so that
+it reveals little about any one.
 
     g = (sum over the batch of clip(gradient of one example, C) + N(0, (noise C)^2)) / batch_size
 
-Given to an algorithm as its `gradient=`. How the batches are made decides what a step tells:
+It is an algorithm's `gradient=`. The privacy of a step depends on how batches are made:
 
-"passes": the engine's batches, of passes that go once over all examples in a drawn order. Counted are
-`epochs` Gaussian mechanisms a round with a multiplier of noise / 2, between data one of whose examples is
-another: a sum moves by at most 2 C. Nothing is gained by sampling, for there is none.
+"passes": the engine's batches, from passes once over all examples in a drawn order. The account has `epochs`
+Gaussian mechanisms a round with a multiplier of noise / 2, between data sets that differ in one example: a
+sum changes by at most 2 C. There is no gain from sampling.
 
-"poisson": each example by itself with probability batch_size / n, in a shape with room for more (`cap`).
-Counted are `steps` sampled Gaussian mechanisms a round, between data with one example more or less: for each
-client by its own n, which is public.
+"poisson": each example by itself with probability batch_size / n, in a shape with room for more (`cap`). The
+account has `steps` sampled Gaussian mechanisms a round, between data sets with one example more or less, for
+each client by its own n, which is public.
 
-Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. The Poisson sample of a client is to its
-examples what a cohort is to clients, and counted by the very same code (`client_level`), cut-off batches
+Abadi et al., "Deep Learning with Differential Privacy", CCS 2016. A client's Poisson sample is to its
+examples what a cohort is to clients, and is counted by the same code (`client_level`), cut-off batches
 included.
 
-In a simulation the noise is drawn by the key of the step, and batches by a seed, which both come of the run:
-they protect from those who see models and updates and neither of these. A real site draws all that its steps
-draw by a secret that the operating system gave it, so the noise of "passes" holds against the coordinator,
-too: the same request gets the same bytes, another one, as of a run that goes on from an earlier model, new
-noise, which tells anew. Its audit log has which draw each update is of. Sites make their batches themselves,
-of passes: "poisson" is for simulations, and sites refuse it.
+In a simulation the noise is drawn by the step's key, and batches by a seed, both from the run: they protect
+from those who see models and updates but neither of these. A real site draws everything in its steps by a
+secret from the operating system, so the noise of "passes" protects from the coordinator too. The same request
+gets the same bytes; another one, for example of a run that goes on from an earlier model, gets new noise,
+which costs privacy again. The site's audit log says which draw each update is of. Sites make their batches
+themselves, of passes: "poisson" is for simulations, and sites refuse it.
 
 >>> private = example_level(clip=1.0, noise=8.0, batch_size=20, rounds=10, delta=1e-5)
 >>> f"{private.epsilon(rounds=1):.3f} {private.epsilon():.3f}"
@@ -57,12 +57,12 @@ _CACHE = 1 << 18  # bytes
 
 @dataclass(frozen=True)
 class ExampleLevel:
-    """What `example_level` gives; all of it is made of these settings."""
+    """The result of `example_level`: its settings, and the pieces made from them."""
 
     clip: float
     noise: float
     batch_size: int
-    """What sums are divided by: the size of a batch, under "poisson" the expected one."""
+    """The divisor of sums: the size of a batch, under "poisson" the expected one."""
     rounds: int
     epochs: int
     delta: float
@@ -71,20 +71,20 @@ class ExampleLevel:
     steps: int | None = None
     sizes: tuple[int, ...] = ()
     cap: int = 0
-    """How many examples a batch has room for: the engine's `batch_size`."""
+    """The number of examples that a batch has room for: the engine's `batch_size`."""
     seed: int = 0
 
     @cached_property
     def gradient(self) -> Any:
-        """For an algorithm's `gradient=`."""
+        """The `gradient=` for an algorithm."""
         return noisy_gradient(
             self.clip, self.noise, self.batch_size, self.microbatch, self.cap, self.sampling == "poisson"
         )
 
     @property
     def plan(self) -> dict[str, Any]:
-        """How clients go through their data, for `fc.Simulator(round, clients, **private.plan)`: what the
-        account is of."""
+        """The plan of clients' batches, for `fc.Simulator(round, clients, **private.plan)`, which the account
+        assumes."""
         if self.sampling == "passes":
             return {"batch_size": self.batch_size, "epochs": self.epochs}
         assert self.steps is not None
@@ -92,10 +92,10 @@ class ExampleLevel:
         return {"batch_size": self.cap, "steps": self.steps, "order": order}
 
     def epsilon(self, rounds: int | None = None, examples: int | None = None) -> float:
-        """What a client's models of so many rounds (default: all) tell of one of its examples, at `delta`.
+        """The epsilon of one of a client's examples after this many rounds (default: all), at `delta`.
 
-        Under "poisson" of a client with so many `examples`; by default of the one with the fewest, of which
-        the most is told."""
+        Under "poisson" for a client with this many `examples`; by default the one with the fewest, whose
+        epsilon is largest."""
         rounds = self.rounds if rounds is None else int(rounds)
         if self.sampling == "passes":
             return accounting.epsilon(
@@ -132,10 +132,9 @@ def example_level(
     run with `steps=` goes on through a pass in the next round: count the passes of the smallest client.
 
     With sampling="poisson" give `steps` a round instead of epochs, and `sizes`, the numbers of examples of
-    all clients (`clients.sizes`), which are told openly. `batch_size` is then the expected one, `.plan` has
-    the batches for the simulator, and the noise is for the client with the fewest examples: for others the
-    epsilon is less. `seed` draws the batches, and is to be known to nobody whom the epsilon is to hold
-    against.
+    all clients (`clients.sizes`), which are public. `batch_size` is then the expected one, `.plan` has the
+    batches for the simulator, and the noise is for the client with the fewest examples: for others the
+    epsilon is less. `seed` draws the batches, and must be unknown to anybody whom the epsilon protects from.
     """
     at_least(1, batch_size=batch_size, rounds=rounds, epochs=epochs)
     if sampling not in ("passes", "poisson"):
@@ -195,15 +194,15 @@ def _smallest(sizes: Sequence[int]) -> int:
 
 
 def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **told: float) -> Any:
-    """The account of so many Poisson samples of n examples: that of a population of n of which so many take
-    part in a round."""
+    """The account of Poisson samples of n examples: that of a population of n, `batch_size` of whom take part
+    in a round."""
     made = ClientLevel(n, min(batch_size, n), steps, 1.0, told.get("noise", 0.0), delta, cap=min(cap, n))
     return calibrated(made, told["epsilon"]) if "epsilon" in told else made
 
 
 def _at_once(size: int, rows: Any) -> int:
-    """Of how many of a batch's examples gradients are in memory at once: on a CPU of no more than its cache
-    holds, a divisor of `size`.
+    """The number of examples whose gradients are in memory at once: on a CPU no more than its cache holds, a
+    divisor of `size`.
 
     `rows` are shapes of the gradients that are made of each of them, without those that are `Thin`. Of an MLP
     784-200-200-10 that are 410 numbers. Where all 199,210 were made, a batch of 10 took 2.6 ms one by one and
@@ -223,7 +222,7 @@ def noisy_gradient(
     cap: int | None = None,
     sampled: bool = False,
 ) -> Any:
-    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, for these would leave
+    """(task, params, batch, key) -> (the noisy mean of clipped gradients, no metrics, which would leave
     without noise).
 
     Sums are divided by `batch_size`; a batch has at most `cap` examples, by default as many. `sampled`: the

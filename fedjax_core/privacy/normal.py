@@ -126,7 +126,7 @@ def _log(x: Array) -> Array:
 
 
 def _polynomial(coefficients: Sequence[float], x: Array) -> Array:
-    """By Horner's rule, the highest power first."""
+    """A polynomial by Horner's rule, the highest power first."""
     value = jnp.full_like(x, coefficients[0])
     for c in coefficients[1:]:
         value = value * x + jnp.float32(c)

@@ -133,7 +133,7 @@ def one_by_one(gradient: Callable[..., Params], *example: Any) -> Callable[..., 
 
 @dataclass(frozen=True)
 class _OuterProduct:
-    """How a leaf of one example's gradient is made of two values of the jaxpr."""
+    """A leaf of one example's gradient as an outer product of two values of the jaxpr."""
 
     factors: tuple[Any, Any]
     shape: tuple[int, ...]
@@ -169,7 +169,7 @@ def _outer_product(jaxpr: Any, leaf: Any) -> _OuterProduct | None:
 
 
 def _evaluate(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], wanted: Sequence[Any]) -> list[Any]:
-    """Those of the jaxpr's values that are wanted, and nothing that they do not need."""
+    """Evaluates the wanted values of the jaxpr, and nothing that they do not need."""
     needed = {v for v in wanted if isinstance(v, core.Var)}
     steps = []
     for eqn in reversed(jaxpr.eqns):
