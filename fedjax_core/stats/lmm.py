@@ -32,6 +32,8 @@ from fedjax_core.stats.inference import Estimates
 from fedjax_core.stats.newton import NoEstimate, check_independent
 from fedjax_core.stats.survey import Missing, survey
 from fedjax_core.stats.table import Table
+from fedjax_core.stats.visits import Components, Visits, unflattened
+from fedjax_core.stats.visits import fit as fit_visits
 
 
 @dataclass(frozen=True)
@@ -73,27 +75,43 @@ class Lmm(Estimates):
     rows: int
     dropped: int
     method: str
+    person_intercept_variance: float | None = None
+    """Between the people of a site; None where people are not told apart."""
 
     @property
     def icc(self) -> float:
         """The share of the variance that is between sites."""
-        return self.random_intercept_variance / (self.random_intercept_variance + self.residual_variance)
+        rest = self.residual_variance + (self.person_intercept_variance or 0.0)
+        return self.random_intercept_variance / (self.random_intercept_variance + rest)
 
     def facts(self) -> list[str]:
         """Further facts about the fit, a line each."""
         left = f", {self.dropped} with missing values left out" if self.dropped else ""
+        people = (
+            ""
+            if self.person_intercept_variance is None
+            else f"between a site's people {self.person_intercept_variance:.4f}, "
+        )
         return [
             f"{self.rows} rows of {len(self.site_effects)} sites{left}; {self.method}, log-likelihood {self.log_likelihood:.4f}",
-            f"variance between sites {self.random_intercept_variance:.4f}, residual {self.residual_variance:.4f} (ICC {self.icc:.4f})",
+            f"variance between sites {self.random_intercept_variance:.4f}, {people}residual {self.residual_variance:.4f} "
+            f"(ICC {self.icc:.4f})",
         ]
 
 
 def lmm(
-    formula: str, source: Source, *, method: Literal["reml", "ml"] = "reml", missing: Missing = "refuse"
+    formula: str,
+    source: Source,
+    *,
+    person: str | None = None,
+    method: Literal["reml", "ml"] = "reml",
+    missing: Missing = "refuse",
 ) -> Lmm:
     """The fit with a random intercept by site over the rows of all clients or sites, by restricted or full
     maximum likelihood.
 
+    `person`: the column that says whose a row is, for people with several rows: each then has a random intercept
+    within the site. At real sites whose own files name a column of persons, it is that one, and it stays there.
     Raises ValueError where values are missing (see `missing`), where there are fewer than two sites with
     rows or no site has two, and for columns that depend on one another.
     """
@@ -104,13 +122,25 @@ def lmm(
         raise ValueError(f"{formula!r} needs one outcome before the ~, got {len(parsed.outcomes)}")
     known = survey(source, parsed.columns, parsed.categories, missing)
     design = parsed.design(known.kinds, known.levels)
-    site_sums = ask(source, Products(design, parsed.outcomes[0], tuple(known.kinds)))
+    outcome, used = parsed.outcomes[0], tuple(known.kinds)
+    statistic = Products(design, outcome, used) if person is None else Visits(design, outcome, used, person)
+    site_sums = ask(source, statistic)
     names = [name for name, one in zip(names_of(source), site_sums, strict=True) if one["rows"]]
     if len(names) < 2:
         raise ValueError(
             f"a random intercept by site needs two sites with rows at least, got {len(names)}: use fc.stats.glm"
         )
     n = np.array([int(one["rows"]) for one in site_sums if one["rows"]], np.float64)
+    if person is not None:
+        return _of_visits(
+            formula,
+            [unflattened(one) for one in site_sums if one["rows"]],
+            names,
+            design,
+            method,
+            known.dropped,
+            person,
+        )
     if n.max() < 2:
         raise NoEstimate(
             "every site has one row, so what differs between sites and between rows is the same: use fc.stats.glm"
@@ -128,15 +158,48 @@ def lmm(
     covariance = fit.joint(theta, beta, covariance, s2)
     residual = (mean - shift)[:, -1] - (mean - shift)[:, :-1] @ beta
     effects = dict(zip(names, (n * theta / (1 + n * theta) * residual).tolist(), strict=True))
-    if "Intercept" in design.names:
-        intercept = design.names.index("Intercept")
-        back = np.eye(len(beta))
-        back[intercept] -= shift[:-1]
-        beta, covariance = back @ beta, back @ covariance @ back.T
-        beta[intercept] += shift[-1]
+    beta, covariance = _moved_back(beta, covariance, shift, design)
     return Lmm(
         design.names, beta, covariance, theta * s2, s2, log_likelihood, effects, int(n.sum()), known.dropped, method.upper(),
         title=f"linear mixed model, random intercept by site: {formula}",
+    )  # fmt: skip
+
+
+def _moved_back(
+    beta: np.ndarray, covariance: np.ndarray, shift: np.ndarray, design: Design
+) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients and their covariance of the columns as they are, from those of columns less `shift`."""
+    if "Intercept" not in design.names:
+        return beta, covariance
+    intercept = design.names.index("Intercept")
+    back = np.eye(len(beta))
+    back[intercept] -= shift[:-1]
+    beta, covariance = back @ beta, back @ covariance @ back.T
+    beta[intercept] += shift[-1]
+    return beta, covariance
+
+
+def _of_visits(
+    formula: str,
+    sums: list[dict[str, np.ndarray]],
+    names: list[Any],
+    design: Design,
+    method: str,
+    dropped: int,
+    person: str,
+) -> Lmm:
+    """The fit with a random intercept by person within site, too."""
+    rows = sum(int(one["rows"]) for one in sums)
+    shift = np.zeros(len(design.names) + 1)
+    if "Intercept" in design.names:
+        whole = sum((one["visits"] * one["people"]) @ one["mean"] for one in sums) / rows
+        shift = np.where([name == "Intercept" for name in (*design.names, "")], 0.0, whole)
+    found: Components = fit_visits(sums, design.names, shift, method == "reml")
+    beta, covariance = _moved_back(found.beta, found.covariance, shift, design)
+    return Lmm(
+        design.names, beta, covariance, found.site, found.residual, found.log_likelihood,
+        dict(zip(names, found.site_effects.tolist(), strict=True)), rows, dropped, method.upper(), found.person,
+        title=f"linear mixed model, random intercepts by site and by {person} within it: {formula}",
     )  # fmt: skip
 
 

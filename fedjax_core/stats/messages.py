@@ -9,7 +9,7 @@ Survey(names=('age', 'sex'), levels=('sex',), partial=False)
 >>> decode(b'{"statistic": "shell", "command": "ls"}')
 Traceback (most recent call last):
 ValueError: there is no statistic 'shell'; there are at-risk, bins, cox, cox-moments, describe, event-times, \
-feature-products, filled, glm, glm-moments, glmm, harmonised, ordinal, products, survey, weighted
+feature-products, filled, glm, glm-moments, glmm, harmonised, ordinal, products, survey, visits, weighted
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ from fedjax_core.stats.lmm import Products
 from fedjax_core.stats.ordinal import OrdinalStep
 from fedjax_core.stats.survey import Survey
 from fedjax_core.stats.survival import AtRisk, EventTimes
+from fedjax_core.stats.visits import Visits
 from fedjax_core.stats.weighting import Weighted
 
 STATISTICS: Mapping[str, type] = {
@@ -51,6 +52,7 @@ STATISTICS: Mapping[str, type] = {
     "ordinal": OrdinalStep,
     "products": Products,
     "survey": Survey,
+    "visits": Visits,
     "weighted": Weighted,
 }
 """All statistics that a site computes on request."""

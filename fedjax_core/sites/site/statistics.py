@@ -47,7 +47,7 @@ def sums(
     """(the statistic's sums at the site, details for the audit log); raises a `Refused` if too few people."""
     columns, categories = _columns(data.raw), data.raw.categories
     if policy is None:
-        return _arrays(statistic.sums(Table(columns, categories, site), Limits())), {}
+        return _arrays(statistic.sums(Table(columns, categories, site, data.persons), Limits())), {}
     _check_listed(statistic, policy, site)
     table = Table(
         {name: x for name, x in columns.items() if name in policy.columns}, categories, site, data.persons
