@@ -57,12 +57,12 @@ _VERSIONED = {
 
 def describe(value: Any) -> dict[str, Scalar]:
     """The value flattened, {dotted name: JSON scalar}: equal for equal builds in any process, else different
-    by a telling name.
+    under a telling name.
 
-    Functions are named, with the values they close over and their defaults; a user's own also with their
+    Functions count by their names, the values they close over and their defaults; a user's own also by their
     code, its constants, and the plain values and functions of their file that they mention. Other objects
-    count by their public attributes, those of a user's class by all attributes and its methods, those without
-    any by what they would be copied from, arrays by a digest."""
+    count by their public attributes, those of a user's class by all attributes and methods, those without
+    attributes by the parts of a copy, arrays by a digest."""
     walk = _Walk()
     walk.visit("", value, 0)
     return walk.found
@@ -72,10 +72,10 @@ def identity(value: Any) -> str:
     """32 hexadecimal digits, equal in two processes that describe the value alike and have the same code for
     it.
 
-    Code counts by the files of its package and of what these import (sources.py); code that lies in no such
-    file, as that of a notebook, by its instructions, which another version of Python writes differently. What
-    fedjax_core's own functions close over counts by where it stands in them, not by its name (places.py), and
-    its code by its version, which the caller adds.
+    Code counts by the files of its package and those that they import (sources.py); code in no such file,
+    such as a notebook's, by its instructions, which differ between versions of Python. What fedjax_core's own
+    functions close over counts by its place in them, not by its name (places.py), and its code by its
+    version, which the caller adds.
     """
     walk = _Walk(by_files=True)
     walk.visit("", value, 0)

@@ -226,7 +226,7 @@ class Round(NamedTuple):
         default it is derived from the run's key, which is for simulations.
 
         Where nobody reported the server stays as it is, its optimiser's momentum too, unless a stage makes
-        something of nothing (noise, which must be there whoever took part).
+        something of nothing (noise, which must always be there).
         """
         update = self.algorithm.exchanges[e].update
         if update is None:

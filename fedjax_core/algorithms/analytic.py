@@ -2,7 +2,7 @@
 pooled, in one message.
 
     G_i = sum of z z',   C_i = sum of z e_y'           z an example's features, e_y its class as a one-hot row
-    W   = (sum_i G_i + ridge I)^-1 sum_i C_i           whoever the examples belong to
+    W   = (sum_i G_i + ridge I)^-1 sum_i C_i           for any division of the examples
 
 He et al., "AFL: A Single-Round Analytic Approach for Federated Learning with Pre-trained Models", CVPR 2025.
 Clients' sums add, so the server accumulates from round to round: let each client take part once. `forget`

@@ -9,8 +9,8 @@ with V_c = sum_c p_c S_c for all ("lda"), S_c ("qda"), or the diagonal of S_c ("
 scikit-learn 1.9 has them.
 
 Turazza, Picone and Mamei, "The Gaussian-Head OFL Family: One-Shot Federated Learning from Client Global
-Statistics", ICLR 2026, of which these are the closed forms. Let each client take part once, as the sums of
-all rounds add.
+Statistics", ICLR 2026, whose closed forms these are. Let each client take part once, as the sums of all
+rounds add.
 
 >>> algorithm = gaussian_heads(lambda batch: batch["x"], width=3, classes=2, kind="lda")
 """

@@ -10,8 +10,8 @@
     fedjax-core certificates make tls charite=ray.charite.example,10.1.2.3      what Ray's TLS and token need there, in tls/charite
     fedjax-core certificates withdraw tls charite                               new ones for all others, when a site has left
     fedjax-core certificates show tls/charite                                   for whom, and until when
-    fedjax-core account begin site.toml                  begins the account of what a site's updates tell, once
-    fedjax-core account show site.toml                   the epsilon that they have told so far
+    fedjax-core account begin site.toml                  begins a site's privacy account, once
+    fedjax-core account show site.toml                   the epsilon that its updates have spent so far
     fedjax-core release runs/heart --candidate heart.release:candidate   may this model be released? attacks, and 1 where they succeed
     fedjax-core audit head logs                          the line to give to somebody else now and then
     fedjax-core audit head coordinator/audit --of charite        what the coordinator holds of a site's log: the line to verify that by
@@ -21,8 +21,8 @@
     fedjax-core watch runs/consortium --rounds 30        the same while it goes on, in this terminal
     fedjax-core audit prune logs --key keys/charite.key --before 2020-01-01 --archive old-logs
 
-Every command ends with 0 where all is well, with 1 where something is not, which it says on standard error,
-and with 2 where it was not understood.
+Every command exits with 0 if all is well, with 1 and a message on standard error if something is not, and
+with 2 if it was not understood.
 
 >>> main(["audit", "head", "/nowhere"])
 1

@@ -31,17 +31,17 @@ def run(
 
     Args:
         folder: Where everything is kept, as it would be on real machines.
-        sites: So many made-up hospitals with breast-cancer records (3).
+        sites: The number of made-up hospitals with breast-cancer records (3).
         site_files: Or sites of your own: a folder with a file NAME.toml each, which has at least name and
             data.
-        study: For them: module:function, that returns a fedjax_core.sites.study.Study.
-        arguments: Of the function, as JSON.
-        rounds: So many in all (20).
-        quorum: So many sites must report for a round to count, and rounds go on without the others. By
-            default all must: a site that died is waited for until it is back.
-        train_seconds: So long a site trains in an exchange at most, and then sends what it has done; by
-            default as long as it needs.
-        checkpoint_every: So many rounds (5).
+        study: Their study: module:function, which returns a fedjax_core.sites.study.Study.
+        arguments: The arguments of that function, as JSON.
+        rounds: The number of rounds in all (20).
+        quorum: The number of sites that must report for a round to count; rounds go on without the others. By
+            default all must: a dead site is waited for until it is back.
+        train_seconds: The longest time that a site trains in an exchange before it sends what it has done; by
+            default unlimited.
+        checkpoint_every: The number of rounds between checkpoints (5).
     """
     try:
         given = None if arguments is None else dict(json.loads(arguments))

@@ -22,9 +22,9 @@ def doctor(
         path: The site's file.
         address: host:port of the coordinator's Ray.
         now: The right time, in seconds since 1970, as `date +%s` says at the coordinator.
-        offset_seconds: So far the site's clock may be off.
-        free_gb: So much disk must be free.
-        memory_gb: So much memory must be free.
+        offset_seconds: The largest error of the site's clock.
+        free_gb: The disk space that must be free.
+        memory_gb: The memory that must be free.
     """
     settings = examination.Settings(
         address=address, now=now, offset_seconds=offset_seconds, free_gb=free_gb, memory_gb=memory_gb

@@ -25,9 +25,9 @@ def release(
         run_dir: What `fc.fit` wrote.
         candidate: module:function, installed here, that returns an `fc.release.Candidate` of the run.
         shadows: How many shadow runs there are, each as long as the run.
-        seed: Of the halves that these are trained on.
+        seed: The seed of the halves that these are trained on.
         encrypt: The key of the checkpoints, as given to `fc.fit`.
-        limits: Above which the model is blocked.
+        limits: The limits above which the model is blocked.
     """
     made = named(candidate)()
     if not isinstance(made, Candidate):

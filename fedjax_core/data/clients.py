@@ -88,9 +88,9 @@ class Clients:
         """Clients from each one's columns: [{"x": x0, "y": y0}, {"x": x1, "y": y1}, ...]. A client may have
         no examples.
 
-        `features={"x": ["age", "weight"]}` names the numbers in a row of `x`; they are part of what sites
-        compare, and `arranged` goes by them. A data frame has names of its own, and its columns are put into
-        the order of the first client's."""
+        `features={"x": ["age", "weight"]}` names the numbers in a row of `x`; sites compare them, and
+        `arranged` uses them. A data frame has names of its own, and its columns are put into the order of the
+        first client's."""
         each = list(columns)
         if not each:
             raise ValueError(

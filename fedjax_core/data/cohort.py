@@ -25,7 +25,7 @@ class Sampler(Protocol):
 
     @property
     def max_size(self) -> int:
-        """The most distinct clients that a round can have: buffers are made for so many."""
+        """The most distinct clients that a round can have, which buffers are made for."""
 
     def __call__(self, round: int, /) -> np.ndarray | Cohort:
         """The round's clients: positions [K] int32, or a `Cohort` where one may be drawn several times."""

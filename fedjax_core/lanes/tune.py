@@ -37,9 +37,7 @@ from fedjax_core.xla.options import compiler_options
 log = logging.getLogger("fedjax_core")
 
 _BUDGET_SECONDS = 6.0  # no candidate is begun that would end later; 0: takes the guess
-_RUN_SECONDS = (
-    0.3  # how long a candidate is run at least, in five turns of which the best counts: machines are noisy
-)
+_RUN_SECONDS = 0.3  # least time for a candidate, in five turns, the best of which counts: machines are noisy
 _VISITS = 4  # made-up clients a lane; 2 for a large model, a run of which takes seconds
 _MOST_STEPS = 16  # of one made-up client
 # Bytes of made-up examples: with all of them in the cache, few lanes look faster than they are.

@@ -164,7 +164,7 @@ def fit(
         if folder is not None:
             write_plan(folder, Plan(rounds), private=private)
         if hasattr(sim, "retain"):
-            # whoever runs rounds by hand may go on from states that nobody knows of
+            # a user who runs rounds by hand may go on from states that the backend does not know of
             stack.callback(sim.retain, None)
         state, stopped = run.until(rounds, state, rounds_per_dispatch, checkpoint_every)
         if folder is not None:

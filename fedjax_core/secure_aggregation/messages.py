@@ -1,12 +1,9 @@
 """The messages of secure aggregation: plain values of names, bytes and one vector, which any envelope can
 carry.
 
-site to server                         server to site
-Advertised  two keys, signed           Roster    everybody's keys
-Shared      a box for each peer        Boxes     the boxes for this site, and who sent some
-Masked      the masked vector          Survivors who is in the sum
-Confirmed   a signature                Wanted    the signatures, and of whom which share is asked for
-Revealed    shares
+site to server server to site Advertised two keys, signed Roster everybody's keys Shared a box for each peer
+Boxes the boxes for this site, and who sent some Masked the masked vector Survivors who is in the sum
+Confirmed a signature Wanted the signatures, and the shares asked for Revealed shares
 """
 
 import hashlib
