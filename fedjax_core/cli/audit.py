@@ -191,7 +191,17 @@ def prune(
             print(f"head {log.head}")
 
 
-_UNSHOWN = {"exchange", "sequence", "bytes", "tensors", "numbers", "digest", "fields", "decision"}
+_UNSHOWN = {
+    "exchange",
+    "sequence",
+    "bytes",
+    "request_bytes",
+    "tensors",
+    "numbers",
+    "digest",
+    "fields",
+    "decision",
+}
 """Fields of what left that only `--raw` shows: the rest is for people."""
 
 

@@ -31,6 +31,8 @@ from fedjax_core.sites.wire.identity import PublicKey
 PURPOSE, PATTERN = "audit", "audit-[0-9]*.jsonl"
 CUT = "cut"
 """The `what` of an entry that records that entries before it are missing."""
+REQUEST_BYTES = "request_bytes"
+"""The bytes of the body of the request that a message answers: what a site received, beside `bytes`, what it sent."""
 SENT, NUMBERS = "sent.", "numbers."
 """The prefixes of values that left a site: fields, as in `sent.loss`, and tensors, as in `numbers.['w']`."""
 

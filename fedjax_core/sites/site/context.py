@@ -22,7 +22,7 @@ from fedjax_core.disclosure import Desk, OutputPolicy
 from fedjax_core.files import make_folder, opener
 from fedjax_core.round import Kept, Round, reports_of, state_shapes
 from fedjax_core.sites.audit import Log
-from fedjax_core.sites.audit.entries import NOTHING
+from fedjax_core.sites.audit.entries import NOTHING, REQUEST_BYTES
 from fedjax_core.sites.audit.held import HELD
 from fedjax_core.sites.audit.left import Left
 from fedjax_core.sites.policy.answered import ALL, Question
@@ -162,7 +162,7 @@ class SiteContext:
         counted = self.enforcement.count(request, digest, self.question, steps)
         if self.log is None:
             return draft.signed()
-        more = {**(more or {}), **counted}
+        more = {**(more or {}), **counted, REQUEST_BYTES: request.size}
         if self.left.most_bytes and tensors:
             more["kept"] = self.left.keep(draft.header.digest, draft.body)
         if request.head is not UNSET:
