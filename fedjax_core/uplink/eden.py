@@ -4,9 +4,9 @@ normal ones, and one scale a row.
     z = sqrt(B) R u / |u|      q = nearest level of z      scale = |u|^2 / <R u, q>      value = R^-1 (scale q)
     error D / (1 - D) |u|^2,  D the distortion of the levels:  0.571, 0.133, 0.0358, 0.00959 for 1, 2, 3, 4 bits
 
-Unbiased, so that the mean over n clients divides the error by n. The levels are those of Max, "Quantizing for
-Minimum Distortion", 1960. Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean
-Estimation for Federated Learning", ICML 2022.
+Unbiased, so that the mean over n clients divides the error by n. Vargaftik et al., "EDEN: Communication-Efficient
+and Robust Distributed Mean Estimation for Federated Learning", ICML 2022. The levels are those of Max,
+"Quantizing for Minimum Distortion", 1960.
 
 >>> import jax, jax.numpy as jnp
 >>> from fedjax_core.uplink.base import bits
