@@ -25,12 +25,14 @@ from fedjax_core.aggregators.mean import mean
 from fedjax_core.aggregators.slotted import Slotted, slotted
 from fedjax_core.aggregators.stack import stack
 from fedjax_core.algorithms.base import Algorithm, Each, Exchange, named
+from fedjax_core.checks import takes
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.constants import remembered
 from fedjax_core.downlink import check_known, with_memory
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
+from fedjax_core.task import Task
 from fedjax_core.types import Batch, Columns, Key, Server, Update, known
 from fedjax_core.uplink.base import Info, Sender, Stage, alone, chain, not_given_back
 from fedjax_core.uplink.delta import Delta
@@ -147,8 +149,21 @@ def _check_downlink(composed: Round) -> None:
             )
 
 
+def _check_functions(task: Any) -> None:
+    """Raises where a function of the task takes other arguments than it will be called with."""
+    if not isinstance(task, Task):
+        return
+    takes("init", task.init, "key")
+    takes("loss", task.loss, "params", "batch", "key")
+    optional = {"metrics": ("params", "batch"), "predict": ("params", "batch"), "check": ("clients",)}
+    for name, arguments in optional.items():
+        if (function := getattr(task, name)) is not None:
+            takes(name, function, *arguments)
+
+
 def _check_shapes(composed: Round) -> None:
     """Raises where a stage or the server's update does not give back the structure it was given."""
+    _check_functions(composed.algorithm.task)
     params = jax.eval_shape(composed.algorithm.init_params, keys.shape())
     server = jax.eval_shape(composed.algorithm.init, params)
     if not hasattr(server, "params"):

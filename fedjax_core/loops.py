@@ -44,6 +44,7 @@ from fedjax_core.lanes.evaluate import evaluate_state, score_state
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
 from fedjax_core.round import Among, Encoded, Kept, Round, State, nobody, reports_of
+from fedjax_core.settings import arguments
 from fedjax_core.types import Array, Batch, Key, Params, Update
 
 
@@ -68,8 +69,8 @@ class Loops:
 
     def __init__(self, composed: Round, clients: Clients, jit: bool = True, **plan: Any) -> None:
         check_simulation("Loops", composed, clients, lanes=1)
-        check_model(composed, clients, Plan(**plan).batch_size)
-        self.round, self.clients, self.plan = composed, clients, Plan(**plan)
+        self.round, self.clients, self.plan = composed, clients, Plan(**arguments(Plan, **plan))
+        check_model(composed, clients, self.plan.batch_size)
         given = composed.algorithm.task.constants
         made: Any = partial(compiled, constants=given) if jit else lambda f: f
         self.steps = [made(exchange.client.step) for exchange in composed.algorithm.exchanges]
@@ -93,12 +94,8 @@ class Loops:
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """Evaluates the model on the examples of `clients` (default: those trained on); a client with a model
         of its own on that."""
-        return evaluate_state(
-            self.round.algorithm,
-            state,
-            self.clients if clients is None else clients,
-            Resident(len(self.clients)),
-        )
+        kept = Resident(len(self.clients))
+        return evaluate_state(self.round.algorithm, state, self.clients, kept, on=clients)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;

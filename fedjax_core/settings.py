@@ -49,9 +49,17 @@ class Settings(Mapping[str, Any]):
 
 
 def arguments(f: Callable[..., Any], /, *args: Any, **kwargs: Any) -> dict[str, Any]:
-    """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError as the call
-    would."""
-    bound = inspect.signature(f).bind(*args, **kwargs)
+    """{name: value} of a call of `f` with these arguments, its defaults too; raises TypeError, naming `f`, as
+    the call would."""
+    signature = inspect.signature(f)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        names = signature.parameters
+        any_name = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in names.values())
+        unknown = [] if any_name else [name for name in kwargs if name not in names]
+        why = f"there is no argument {unknown[0]!r}" if unknown else str(error)
+        raise TypeError(f"{getattr(f, '__name__', f)}({', '.join(names)}): {why}") from None
     bound.apply_defaults()
     values: dict[str, Any] = {}
     for name, value in bound.arguments.items():

@@ -186,5 +186,6 @@ def check_floating(name: str, shapes: Update) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise TypeError(
                 f"{name}() averages numbers with a point, and a client reports {jax.tree_util.keystr(path) or 'an array'} as {leaf.dtype}: "
-                "report it with .astype(jnp.float32)"
+                "report it with .astype(jnp.float32), or add whole numbers, as under fc.uplink.secure, with "
+                "aggregator=fc.aggregators.total()"
             )

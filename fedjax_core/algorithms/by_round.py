@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from fedjax_core.algorithms.base import Aggregate, Algorithm, Client, Exchange, Report, Seen, Told
+from fedjax_core.checks import takes
 from fedjax_core.settings import Settings, arguments
 from fedjax_core.types import Array, Batch, Carry, Key, Message, Own, Params, Server
 
@@ -116,6 +117,10 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
     )
 
 
+# Arguments of algorithms that are functions, and what these are called with.
+_FUNCTIONS = {"weighting": ("seen",), "gradient": ("task", "params", "batch", "key")}
+
+
 def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[..., Algorithm]]:
     """Lets the arguments of these names be functions of the round, and records the algorithm's name and
     settings.
@@ -128,6 +133,9 @@ def scheduled(*names: str) -> Callable[[Callable[..., Algorithm]], Callable[...,
         @functools.wraps(algorithm)
         def with_rounds(*args: Any, **kwargs: Any) -> Algorithm:
             given = arguments(algorithm, *args, **kwargs)
+            for name, of in _FUNCTIONS.items():
+                if given.get(name) is not None:
+                    takes(name, given[name], *of)
             changing = {
                 name: given[name] for name in names if name in given and _is_of_round(name, given[name])
             }
@@ -149,6 +157,7 @@ def _is_of_round(name: str, value: Any) -> bool:
     rates."""
     if hasattr(value, "update") or not callable(value):
         return False
+    takes(name, value, "round")
     first = next(iter(inspect.signature(value).parameters), "")
     of_optax = str(getattr(value, "__module__", "")).partition(".")[0] == "optax"
     if first == "learning_rate" or (of_optax and hasattr(value(0.0), "update")):

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fedjax_core import tallies, tree
+from fedjax_core import keys, tallies, tree
 from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
@@ -225,6 +225,7 @@ class ClusterSimulator:
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
+        keys.check(key)
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = jax.jit(partial(self.round.init, population=self._client_state.fresh_rows))
         self._client_state, state = self._client_state.begin(make(key, params=params))
@@ -294,9 +295,7 @@ class ClusterSimulator:
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """Evaluates the model on the examples of `clients` (default: those trained on), on the driver; a
         client with a model of its own on that."""
-        return evaluate_state(
-            self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
-        )
+        return evaluate_state(self.round.algorithm, state, self.clients, self._client_state, on=clients)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;

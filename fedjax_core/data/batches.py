@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from fedjax_core.checks import at_least
+from fedjax_core.checks import at_least, takes
 from fedjax_core.work import TRAIN, Work
 
 Order = np.ndarray | Callable[[int, int], Any]
@@ -68,6 +68,9 @@ class Plan:
         at_least(
             1, **{name: value for name, value in amounts.items() if value is not None and not callable(value)}
         )
+        for name, value in amounts.items():
+            if callable(value):
+                takes(name, value, "round", "positions")
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"give epochs or steps, not both (got epochs={self.epochs}, steps={self.steps})")
         if self.order is None and self.epochs is None and self.steps is None:

@@ -61,6 +61,18 @@ def order(have: Sequence[str], want: Sequence[str], column: str, whose: str = ""
     return np.array([place[name] for name in want])
 
 
+def check_same(trained: Features, given: Features) -> None:
+    """Raises where a column's features are named in both, and differ in their names or order: a model would
+    take one for another."""
+    for column, names in trained.items():
+        if column in given and tuple(given[column]) != tuple(names):
+            order(given[column], names, column, "of the clients to evaluate, ")
+            raise ValueError(
+                f"the clients to evaluate have the features of column {column!r} in the order {_listed(given[column])}, and the "
+                f"model was trained on {_listed(names)}: evaluate on clients.arranged(trained.features)"
+            )
+
+
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:10])) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 

@@ -50,6 +50,10 @@ def check_data(task: Task, clients: Clients, batch_size: int, *, params: Params 
 
     With `params`, only what an evaluation of these needs is looked at: shapes of metrics, and values by the
     task's own check."""
+    if not isinstance(clients, Clients):
+        raise TypeError(
+            f"clients= must be fc.Clients, got {type(clients).__name__}: make them with fc.Clients.from_list([columns, ...])"
+        )
     training = params is None
     fine = _fine(task, batch_size, training)
     if clients in fine:

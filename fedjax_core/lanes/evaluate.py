@@ -39,6 +39,7 @@ from fedjax_core.data.batches import in_order
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import as_cohort
 from fedjax_core.data.columns import narrow
+from fedjax_core.data.features import check_same
 from fedjax_core.data.task_check import check_data
 from fedjax_core.evaluation import CrossEvaluation, crossed, pool
 from fedjax_core.evaluation import Evaluation as Evaluation
@@ -86,10 +87,14 @@ def cross_evaluate(task: Task, models: Mapping[str, Params], clients: Clients) -
     return crossed(list(models), [str(name) for name in clients.ids], results)
 
 
-def evaluate_state(algorithm: Algorithm, state: State, clients: Clients, kept: ClientState) -> Evaluation:
-    """Evaluates the model of a state; where the algorithm gives clients models of their own, each client on
-    its own."""
-    personal = None
+def evaluate_state(
+    algorithm: Algorithm, state: State, trained: Clients, kept: ClientState, on: Clients | None = None
+) -> Evaluation:
+    """Evaluates the model of a state `on` these clients (default: those `trained` on); where the algorithm
+    gives clients models of their own, each client on its own."""
+    clients, personal = trained if on is None else on, None
+    if isinstance(on, Clients):
+        check_same(trained.features, on.features)
     if algorithm.personal is not None:
         if len(clients) != kept.population:
             raise ValueError(

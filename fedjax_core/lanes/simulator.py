@@ -150,6 +150,7 @@ class Simulator:
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
+        keys.check(key)
         population = self._client_state.fresh_rows
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = partial(self._runs.init, population=population)
@@ -229,9 +230,7 @@ class Simulator:
     def evaluate(self, state: State, clients: Clients | None = None) -> Evaluation:
         """Evaluates the model on the examples of `clients` (default: those trained on); a client with a model
         of its own on that."""
-        return evaluate_state(
-            self.round.algorithm, state, self.clients if clients is None else clients, self._client_state
-        )
+        return evaluate_state(self.round.algorithm, state, self.clients, self._client_state, on=clients)
 
     def score(self, state: State, clients: Any) -> dict[str, np.ndarray]:
         """Each metric of the clients at these positions [n], {name: [n]}, for a sampler that chooses by them;

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fedjax_core.checks import takes
 from fedjax_core.data.cohorts import listed
 from fedjax_core.run.simulation import Simulation
 from fedjax_core.run.snapshot import Saved, taken
@@ -39,8 +40,8 @@ def given_state(state: Any, rounds: int, key: Any, params: Any) -> Saved:
 
 def check_each_round(each_round: Any, rounds_per_dispatch: int) -> None:
     """Raises where `each_round` is not a function, or where not every round has a state to pass to it."""
-    if each_round is not None and not callable(each_round):
-        raise TypeError(f"each_round= is a function (round, state, metrics), got {type(each_round).__name__}")
+    if each_round is not None:
+        takes("each_round", each_round, "round", "state", "metrics")
     if each_round is not None and rounds_per_dispatch > 1:
         raise ValueError(
             f"each_round= sees the state of every round, and rounds_per_dispatch={rounds_per_dispatch} has that of some alone: leave one "
@@ -72,6 +73,8 @@ def sampler_of(sim: Simulation, cohorts: Any, rounds: int, rounds_per_dispatch: 
             f"cohorts= must be a function of the round or a list with a cohort for each, got {type(cohorts).__name__}: use "
             "fc.cohorts.uniform(...) or the like"
         )
+    if callable(cohorts) and not chooses:
+        takes("cohorts", cohorts, "round")
     population = getattr(cohorts, "population", len(sim.clients))
     if population != len(sim.clients):
         raise ValueError(

@@ -301,6 +301,7 @@ class Federation:
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round, from `params`, or else from the task's own `init(key)`."""
+        keys.check(key)
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         state = _begin(self.round)(key, params=params)
         self._requests.first = jax.tree.map(lambda x: np.asarray(x[0]), state.clients)

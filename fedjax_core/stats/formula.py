@@ -10,6 +10,7 @@ Nathaniel Smith's patsy).
 """
 
 import ast
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,8 @@ def read(text: str) -> Formula:
         try:
             parsed = DefaultFormulaParser().get_terms(right.strip())
         except FormulaSyntaxError as error:
-            raise ValueError(f"{text!r} is no formula: {error}") from None
+            plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours of a terminal
+            raise ValueError(f"{text!r} is no formula: {plain}") from None
     terms = [[factor.expr for factor in term.factors if factor.expr != "1"] for term in parsed]
     return Formula(
         text, tuple(map(parse, outcomes)), tuple(outcomes), tuple(tuple(map(_factor, term)) for term in terms)

@@ -177,7 +177,7 @@ def test_a_donated_state_is_used_up_and_what_it_was_made_from_is_not():
 
 
 def test_a_number_is_no_key():
-    for seed, said in ((0, r"int32\[\]"), (jax.random.PRNGKey(0), r"uint32\[2\]")):
+    for seed, said in ((0, "0"), (jax.random.PRNGKey(0), r"Array\(\[0, 0\], dtype=uint32\)")):
         with pytest.raises(
             TypeError, match=rf"key= must be one typed key, such as jax\.random\.key\(0\), got {said}"
         ):

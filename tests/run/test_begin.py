@@ -153,7 +153,11 @@ def test_true_ends_the_run_which_stays_ended(rich, tmp_path, interrupted):
 @pytest.mark.parametrize(
     ("settings", "kind", "said"),
     [
-        ({"each_round": "print"}, TypeError, r"each_round= is a function \(round, state, metrics\), got str"),
+        (
+            {"each_round": "print"},
+            TypeError,
+            r"each_round= must be a function \(round, state, metrics\), got 'print'",
+        ),
         (
             {"each_round": print, "rounds_per_dispatch": 2},
             ValueError,
