@@ -257,9 +257,9 @@ def main(settings: Settings) -> int:
     show_hazards(found, patients, events)
     show_printed(table)
     by_patient = fc.stats.glm(VISITS, visits, errors="cluster", cluster="patient")
-    mixed = fc.stats.lmm(VISITS, visits)
+    mixed = fc.stats.lmm(VISITS, visits, person="patient")
     print(
-        f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital\n{by_patient.table()}\n\n{mixed}\n"
+        f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital and patient\n{by_patient.table()}\n\n{mixed}\n"
     )
     indices = risk_models(patients, settings, rounds)
     low, middle, high = np.nanquantile(indices["alone"], (0, 0.5, 1))
@@ -283,7 +283,7 @@ def main(settings: Settings) -> int:
             "Patients by arm": str(first),
             "Hazard of a skin event": found.federated.table(),
             "All visits, errors by patient": by_patient.table(),
-            "All visits, an intercept for each hospital": str(mixed),
+            "All visits, an intercept for each hospital and patient": str(mixed),
         },
     )
     written = [
