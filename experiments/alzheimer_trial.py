@@ -259,7 +259,8 @@ def main(settings: Settings) -> int:
     by_patient = fc.stats.glm(VISITS, visits, errors="cluster", cluster="patient")
     mixed = fc.stats.lmm(VISITS, visits, person="patient")
     print(
-        f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital and patient\n{by_patient.table()}\n\n{mixed}\n"
+        f"all {visits.examples} visits, errors by patient; then with an intercept for each hospital and patient\n"
+        f"{by_patient.table()}\n\n{mixed}\n"
     )
     indices = risk_models(patients, settings, rounds)
     low, middle, high = np.nanquantile(indices["alone"], (0, 0.5, 1))
