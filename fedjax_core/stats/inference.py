@@ -93,7 +93,8 @@ class Estimates:
 
     @property
     def _z(self) -> np.ndarray:
-        """[P]: infinite where the error is 0, as of a line through all points."""
+        """[P] estimates over their errors; infinite where the error is 0, as for a line through all
+        points."""
         with np.errstate(divide="ignore", invalid="ignore"):
             z: np.ndarray = self.estimates / self._errors
         return z

@@ -76,7 +76,7 @@ class Lmm(Estimates):
     dropped: int
     method: str
     person_intercept_variance: float | None = None
-    """Between the people of a site; None where people are not told apart."""
+    """Between the people of a site; None without `person`."""
 
     @property
     def icc(self) -> float:
@@ -168,7 +168,7 @@ def lmm(
 def _moved_back(
     beta: np.ndarray, covariance: np.ndarray, shift: np.ndarray, design: Design
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Coefficients and their covariance of the columns as they are, from those of columns less `shift`."""
+    """Coefficients of the columns themselves and their covariance, from those of columns less `shift`."""
     if "Intercept" not in design.names:
         return beta, covariance
     intercept = design.names.index("Intercept")
@@ -188,17 +188,17 @@ def _of_visits(
     dropped: int,
     person: str,
 ) -> Lmm:
-    """The fit with a random intercept by person within site, too."""
+    """The fit with random intercepts by site and by person within it."""
     rows = sum(int(one["rows"]) for one in sums)
     shift = np.zeros(len(design.names) + 1)
     if "Intercept" in design.names:
         whole = sum((one["visits"] * one["people"]) @ one["mean"] for one in sums) / rows
         shift = np.where([name == "Intercept" for name in (*design.names, "")], 0.0, whole)
-    found: Components = fit_visits(sums, design.names, shift, method == "reml")
-    beta, covariance = _moved_back(found.beta, found.covariance, shift, design)
+    components: Components = fit_visits(sums, design.names, shift, method == "reml")
+    beta, covariance = _moved_back(components.beta, components.covariance, shift, design)
     return Lmm(
-        design.names, beta, covariance, found.site, found.residual, found.log_likelihood,
-        dict(zip(names, found.site_effects.tolist(), strict=True)), rows, dropped, method.upper(), found.person,
+        design.names, beta, covariance, components.site, components.residual, components.log_likelihood,
+        dict(zip(names, components.site_effects.tolist(), strict=True)), rows, dropped, method.upper(), components.person,
         title=f"linear mixed model, random intercepts by site and by {person} within it: {formula}",
     )  # fmt: skip
 

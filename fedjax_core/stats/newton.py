@@ -109,7 +109,8 @@ def check_independent(information: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _check_far(beta: np.ndarray, names: Sequence[str], what: str) -> None:
-    """Raises where an effect is so large (e^30 for a standard deviation) that it only ended by rounding."""
+    """Raises `NoEstimate` for an effect so large (e^30 for a standard deviation) that only rounding stopped
+    it."""
     far = np.abs(beta)
     if far.max(initial=0.0) > _FAR:
         _endless([name for name, by in zip(names, far, strict=True) if by > 0.1 * far.max()], what)

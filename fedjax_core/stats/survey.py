@@ -156,8 +156,8 @@ def _levels(labels: Sequence[np.ndarray], counts: Sequence[np.ndarray], kind: st
 
 
 def truth(expression: Expression, known: Surveyed) -> Expression:
-    """The expression of an outcome or event as a number, where it is a column of truth values; raises ValueError
-    where the column is other text."""
+    """The expression of an outcome or event, as a number where it is a column of truth values; raises
+    ValueError where the column is other text."""
     if expression[0] != "column" or known.kinds[expression[1]] != "text":
         return expression
     name = expression[1]

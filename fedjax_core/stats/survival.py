@@ -47,7 +47,7 @@ class Times:
             check(one)
 
     def known(self, surveyed: Surveyed) -> "Times":
-        """The same with an event of truth values as a number; raises ValueError for an event that is other
+        """The same, with an event of truth values as a number; raises ValueError for an event of other
         text."""
         return replace(self, event=truth(self.event, surveyed))
 

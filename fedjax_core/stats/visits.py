@@ -1,13 +1,15 @@
-"""A linear mixed model of repeated visits: a random intercept for each site and for each person within it, from one message of a site.
+"""A linear mixed model of repeated visits, with a random intercept for each site and for each person within
+it, from one message a site.
 
     y = X beta + u_site + v_person + e,   u ~ N(0, theta s2),  v ~ N(0, phi s2),  e ~ N(0, s2)
 
-    site:     C = sum (z - m_person)(z - m_person)', z = (X, y), and, for its people with m rows each, how many they are, the mean
-              of their means, and the centred products of their means
+    site:     C = sum (z - m_person)(z - m_person)', z = (X, y), and, for its people with m rows each,
+              their number, the mean of their means, and the centred products of their means
     centre:   with w = m / (1 + m phi), the sum over people Z' W^-1 Z = C + sum w m_person m_person', and over sites
               Z' V^-1 Z = sum [Z' W^-1 Z - theta / (1 + theta sum w) (sum w m_person)(sum w m_person)']
 
-which is all of the likelihood, for any phi and theta. Nothing is approximated: the fit is that of the pooled rows.
+This is all of the likelihood, for any phi and theta. Nothing is approximated: the fit is that of the pooled
+rows.
 
 >>> from fedjax_core.data.clients import Clients
 >>> from fedjax_core.stats.lmm import lmm
@@ -31,15 +33,15 @@ from fedjax_core.stats.formula import Design
 from fedjax_core.stats.newton import NoEstimate, check_independent
 from fedjax_core.stats.table import Table
 
-_RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 17)])  # of variances, from which the search begins
-_STEP = 1e-3  # of log ratios, for derivatives by differences
+_RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 17)])  # of variances, to start the search from
+_STEP = 1e-3  # step of log ratios, for derivatives by differences
 
 
 @dataclass(frozen=True)
 class Visits:
     """The site half: products of rows within people, and of people's means by how many rows they have.
 
-    Whose a row is says the site's own column of persons, where it has one, else the column `person`.
+    The site's own column of persons, or else the column `person`, says whose a row is.
     """
 
     design: Design
@@ -80,7 +82,7 @@ class Visits:
             "within": within.T @ within,
             "visits": sizes.astype(np.int64),
             "people": np.array([(visits == size).sum() for size in sizes], np.int64),
-            "mean": centres.ravel(),  # flat: how many sizes there are is each site's own
+            "mean": centres.ravel(),  # flat, as each site has its own number of sizes
             "between": between.ravel(),
         }
 
@@ -96,7 +98,8 @@ class Visits:
 
 
 def _in_order(people: np.ndarray) -> np.ndarray:
-    """[rows] whose each row is, numbered by first row: sums are then the same, whatever the people are called."""
+    """[rows] the person of each row, numbered by first row, so that sums do not depend on the people's
+    names."""
     _, first, place = np.unique(people, return_index=True, return_inverse=True)
     number = np.empty(len(first), np.int64)
     number[np.argsort(first)] = np.arange(len(first))
@@ -104,7 +107,8 @@ def _in_order(people: np.ndarray) -> np.ndarray:
 
 
 class Components(NamedTuple):
-    """A fit, of columns that are moved by `shift`."""
+    """A fit to columns less `shift`: coefficients and variances between sites, between people, and of
+    rows."""
 
     beta: np.ndarray
     covariance: np.ndarray
@@ -116,8 +120,8 @@ class Components(NamedTuple):
 
 
 def unflattened(sums: Sums) -> dict[str, np.ndarray]:
-    """A site's sums with the means [sizes, P + 1] and products [sizes, P + 1, P + 1] in their shapes; raises
-    ValueError where they do not belong together."""
+    """A site's sums, with means [sizes, P + 1] and products [sizes, P + 1, P + 1] in their shapes; raises
+    ValueError where they contradict each other."""
     columns, sizes = len(sums["within"]), len(sums["visits"])
     rows = int((sums["visits"] * sums["people"]).sum()) if len(sums["people"]) == sizes else -1
     if (
@@ -136,7 +140,7 @@ def unflattened(sums: Sums) -> dict[str, np.ndarray]:
 
 
 def fit(sums: Sequence[Sums], names: tuple[str, ...], shift: np.ndarray, restricted: bool) -> Components:
-    """The maximum of the (restricted) likelihood, of sites with rows."""
+    """Maximises the (restricted) likelihood over sites with rows."""
     likelihood = _Likelihood(sums, shift, restricted)
     if likelihood.visits.max() < 2:
         raise NoEstimate(
@@ -198,7 +202,7 @@ class _Likelihood:
             return -self.at(*map(float, ratios))[3]
 
         tried = {pair: loss(pair) for pair in product(_RATIOS.tolist(), repeat=2)}
-        found: list[tuple[float, tuple[float, float]]] = []
+        candidates: list[tuple[float, tuple[float, float]]] = []
         for inside in ((True, True), (True, False), (False, True), (False, False)):
             these = {
                 p: x for p, x in tried.items() if all((r > 0) == i for r, i in zip(p, inside, strict=True))
@@ -206,7 +210,7 @@ class _Likelihood:
             start = min(these, key=these.__getitem__)
             free = [i for i in range(2) if inside[i]]
 
-            def at(logs: np.ndarray, free: list[int] = free) -> tuple[float, float]:
+            def ratios_at(logs: np.ndarray, free: list[int] = free) -> tuple[float, float]:
                 whole = [0.0, 0.0]
                 for i, log in zip(free, logs, strict=True):
                     whole[i] = float(np.exp(np.clip(log, -30, 30)))
@@ -216,17 +220,20 @@ class _Likelihood:
                 begin = np.log([start[i] for i in free])
                 search = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 2000, "maxfev": 4000}
                 result = minimize(
-                    lambda logs, at=at: loss(at(logs)), begin, method="Nelder-Mead", options=search
+                    lambda logs, ratios_at=ratios_at: loss(ratios_at(logs)),
+                    begin,
+                    method="Nelder-Mead",
+                    options=search,
                 )
-                start = at(result.x)
-            found.append((loss(start), start))
-        least = min(value for value, _ in found)
+                start = ratios_at(result.x)
+            candidates.append((loss(start), start))
+        least = min(value for value, _ in candidates)
         # A variance that adds nothing to the likelihood is 0.
-        return min((pair for value, pair in found if value <= least + 1e-9), key=sum)
+        return min((pair for value, pair in candidates if value <= least + 1e-9), key=sum)
 
     def joint(self, ratios: tuple[float, float], covariance: np.ndarray) -> np.ndarray:
-        """The covariance of beta from the information of beta and the ratios together, as of `lmm`: by differences over
-        log ratios, of those that are not 0."""
+        """The covariance of beta from the information of beta and the ratios that are not 0 together, as in
+        `lmm`, by differences over log ratios."""
         free = [i for i in range(2) if ratios[i] > 0]
         if not free:
             return covariance
