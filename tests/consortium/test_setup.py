@@ -305,6 +305,21 @@ def test_what_will_keep_a_site_from_taking_part_is_said_by_name_before_anything_
     assert prepare(Layout(tmp_path / "box"), site_files=files, study=csv_study.STUDY)[1]
 
 
+def test_a_column_that_the_study_reads_and_no_site_has_is_named(tmp_path, monkeypatch):
+    files = csv_study.site_files(tmp_path, monkeypatch)
+    whole = csv_study._read
+
+    def renamed(name):
+        rows = whole(name).columns
+        return fc.Clients.from_list([{"x": rows["x"], "dead": rows["y"]}], features={"x": ["age", "crea"]})
+
+    monkeypatch.setattr(csv_study, "_read", renamed)
+    with pytest.raises(
+        ValueError, match="looks up 'y', which is not there: the data have the columns 'dead', 'x'"
+    ):
+        prepare(Layout(tmp_path / "box"), site_files=files, study=csv_study.STUDY)
+
+
 def test_a_study_that_lies_where_the_command_is_given_is_found(tmp_path, monkeypatch, capsys):
     """As the console script is started with the folder of scripts in the place of this one."""
     (tmp_path / "my_own_study.py").write_text("def study():\n    raise ValueError('it was called')\n")

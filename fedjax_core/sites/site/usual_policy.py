@@ -15,6 +15,7 @@ from fedjax_core.sites.protocol.report import LEFT, PARTIAL
 from fedjax_core.sites.site import preprocessing
 from fedjax_core.sites.site_file import SiteFile
 from fedjax_core.sites.study import Study
+from fedjax_core.task import check_task
 from fedjax_core.types import Batch
 
 _TRIES = 10_000  # evaluations a day
@@ -53,6 +54,7 @@ def minimum_of(site_file: SiteFile) -> policy.Minimum:
 def metrics_of(study: Study, clients: Clients) -> list[str]:
     """The names of all metrics in training and evaluation; raises if one could not be reported."""
     task, columns = study.round.algorithm.task, narrow(preprocessing.one_row(study.prepare, clients))
+    check_task(task, columns, study.batch_size)
     steps = check_metrics(study.round, columns, study.batch_size)
     params = jax.eval_shape(task.init, keys.shape())
     shapes = jax.eval_shape(task.evaluation, params, Batch(columns, np.ones(1, np.float32)))  # type: ignore[arg-type]
