@@ -53,7 +53,7 @@ def methods() -> dict[str, tuple[Path, str]]:
             if inspect.isfunction(function) and function.__annotations__.get("return") in kinds:
                 file = Path(inspect.getfile(inspect.unwrap(function)))
                 if _CITED.search(" ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())):
-                    found[name] = file, paper(file)
+                    found[name] = file, paper(file, name)
     for name in fc.algorithms.__all__:
         function = getattr(fc.algorithms, name)
         if (
@@ -69,15 +69,18 @@ def methods() -> dict[str, tuple[Path, str]]:
     return dict(sorted(found.items()))
 
 
-def paper(file: Path) -> str:
-    """The first title in quotes in a module's docstring, with where and when it appeared."""
+def paper(file: Path, name: str = "") -> str:
+    """The title in quotes in a module's docstring, with where and when it appeared: of several the one that is
+    followed by the method's `name` in brackets, else the first."""
     text = " ".join((ast.get_docstring(ast.parse(file.read_text())) or "").split())
-    cited = _CITED.search(text)
-    if cited is None:
+    cited = list(_CITED.finditer(text))
+    if not cited:
         raise ValueError(
             f'{file.name} cites no paper in its docstring: write authors, "title", where and when'
         )
-    return f"{cited[1]}, {cited[2] or cited[3]}"
+    own = [one for one in cited if name and text[one.end() :].lower().startswith(f" ({name})")]
+    chosen = (own or cited)[0]
+    return f"{chosen[1]}, {chosen[2] or chosen[3]}"
 
 
 def own_lines(file: Path) -> int:
