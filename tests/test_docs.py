@@ -230,3 +230,13 @@ def test_what_the_doctor_looks_at_is_what_the_readme_says():
 def test_what_it_links_to_is_there(page):
     for link in re.findall(r"\]\(([^)#]+)", PAGES[page]):
         assert (FILES[page].parent / link).exists(), link
+
+
+def test_each_study_is_in_the_list_of_questions():
+    page = (REPOSITORY / "experiments" / "README.md").read_text()
+    head, _, studies = page.partition("\n## ")
+    asked = re.findall(r"^## (.*)$", "## " + studies, re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", question.lower()).replace(" ", "-") for question in asked]
+    assert re.findall(r"^\| \[(.*)\]\(#(.*)\) \|", head, re.MULTILINE) == list(
+        zip(asked, anchors, strict=True)
+    )
