@@ -64,7 +64,7 @@ PROBLEMS = {
         cache(cifar10),
         cifar_cnn,
         target=0.30,
-        rounds=60,
+        rounds=80,
         epochs=2,
         judged=2_500,
         sgd=(0.03, 0.1),
