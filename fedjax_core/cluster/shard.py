@@ -72,6 +72,22 @@ class ShardResult(NamedTuple):
     measured: dict[str, Any]  # measurements that were not in the broadcast
 
 
+def for_workers(composed: Round) -> Round:
+    """The round with plain functions where its algorithm or its task has compiled ones, such as
+    `Task(init=jax.jit(f), ...)`: JAX cannot look at the shapes of a compiled function in another process."""
+
+    def plain(f: Any) -> Any:
+        return (lambda *args: f(*args)) if hasattr(f, "lower") else f
+
+    def all_plain(piece: Any, *names: str) -> Any:
+        return piece._replace(**{name: plain(getattr(piece, name)) for name in names})
+
+    algorithm = composed.algorithm
+    task = all_plain(algorithm.task, "init", "loss", "metrics", "predict", "features")
+    algorithm = all_plain(algorithm._replace(task=task), "init_params", "init", "init_client")
+    return composed._replace(algorithm=algorithm)
+
+
 class Worker:
     """Works through shares, exchange by exchange, on this process's first device."""
 

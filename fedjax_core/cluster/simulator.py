@@ -32,7 +32,16 @@ from fedjax_core.checks import at_least
 from fedjax_core.client_state import Carried, ClientState, HostRows, Lent, RecordFiles, Resident
 from fedjax_core.cluster.meter import ClusterMeter
 from fedjax_core.cluster.schedule import Room, room_for, split_cohort
-from fedjax_core.cluster.shard import Broadcast, Shard, ShardResult, check_recovers, merge, of_cohort, to_host
+from fedjax_core.cluster.shard import (
+    Broadcast,
+    Shard,
+    ShardResult,
+    check_recovers,
+    for_workers,
+    merge,
+    of_cohort,
+    to_host,
+)
 from fedjax_core.cluster.source import source_of
 from fedjax_core.data.batches import Amount, Order, Plan
 from fedjax_core.data.clients import Clients
@@ -143,7 +152,7 @@ class ClusterSimulator:
         self._disconnect: Callable[[], None] | None = pool.disconnect
         try:
             self._pool: WorkerPool = pool.WorkerPool(
-                composed,
+                for_workers(composed),
                 self.plan_of_batches,
                 source_of(clients),
                 workers=int(workers),

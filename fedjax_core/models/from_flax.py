@@ -220,7 +220,14 @@ def _linen(
                 return dropping, True
         return dropping, False
 
-    return jax.jit(begin), apply, draws
+    return _compiled(begin), apply, draws
+
+
+def _compiled(init: Init) -> Init:
+    """`init` compiled, as a plain function: JAX cannot look at the shapes of a compiled function that came
+    from another process, as those of a cluster's workers do."""
+    compiled = jax.jit(init)
+    return lambda key: compiled(key)
 
 
 def _nnx(
@@ -295,7 +302,7 @@ def _nnx(
         return dropping, drawn[True]
 
     if not made:
-        return jax.jit(init), apply, draws
+        return _compiled(init), apply, draws
     begin = _values(params)
     # copies, for a simulator may donate what it is given
     return (

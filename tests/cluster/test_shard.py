@@ -1,15 +1,17 @@
 """Shares of a cohort, worked through apart and merged, are the cohort: for every piece of the zoo, without
 Ray."""
 
+import cloudpickle
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedjax_core as fc
 from fedjax_core.client_state import Carried
 from fedjax_core.client_state.record_files import FILES
 from fedjax_core.cluster import pool
-from fedjax_core.cluster.shard import Broadcast, Worker, from_host, to_host
+from fedjax_core.cluster.shard import Broadcast, Worker, for_workers, from_host, to_host
 from fedjax_core.data.batches import Plan
 from fedjax_core.xla import tuning_cache
 from tests.cluster.in_process import InProcess
@@ -267,3 +269,16 @@ def test_a_closed_one_says_so():
     with pytest.raises(RuntimeError, match="is closed"):
         sim.run(state, [0])
     sim.close()
+
+
+def test_compiled_functions_of_a_task_reach_workers():
+    task = fc.models.linear(features=3)
+    compiled = task._replace(init=jax.jit(task.init), loss=jax.jit(task.loss))
+    sent = []
+    for one in (task, compiled):
+        composed = for_workers(fc.compose(fc.algorithms.fedavg(one, optax.sgd(0.1))))
+        algorithm = cloudpickle.loads(cloudpickle.dumps(composed)).algorithm  # as another process gets it
+        key = jax.random.key(0)
+        sent.append((jax.eval_shape(algorithm.init_params, key), jax.eval_shape(algorithm.task.init, key)))
+        jax.tree.map(np.testing.assert_array_equal, algorithm.init_params(key), task.init(key))
+    assert sent[0] == sent[1]
