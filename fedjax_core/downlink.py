@@ -153,7 +153,7 @@ def _in_one_stream(algorithm: Algorithm, delta: Delta) -> _Coded:
             common, message = state.memory[e], exchange.broadcast(state.server)
             return Streamed(change(state), as_it_is(message), common.number, common.last + 1)
 
-        def receive(sent: Streamed, mine: Any, keeps: Two) -> Two:
+        def receive(sent: Streamed, own_part: Any, keeps: Two) -> Two:
             is_last = sent.of == keeps.number_last
             memory = tree.where(is_last, keeps.last, keeps.before)
             message = delta.decode(sent.change, memory)
@@ -203,8 +203,8 @@ def _per_client(algorithm: Algorithm, delta: Delta) -> _Coded:
             inner = () if inner_address is None else inner_address(state.server, clients)
             return changes(state, clients)[1], inner
 
-        def receive(sent: Message, mine: Any, keeps: Update) -> Update:
-            return delta.decode(mine[0], keeps)
+        def receive(sent: Message, own_part: Any, keeps: Update) -> Update:
+            return delta.decode(own_part[0], keeps)
 
         def update(state: Remembering, reports: Aggregate) -> Remembering:
             each = reports.each
@@ -245,11 +245,11 @@ def _client(
         return (sent.message, sent.mine) if isinstance(sent, Told) else (sent, ())
 
     def read(sent: Any, memory: tuple[Any, ...]) -> Message:
-        common, mine = apart(sent)
+        common, own_part = apart(sent)
         message = message_of(common, memory[e])
         if exchange.address is None:
             return message
-        return Told(message, mine if stats is None else mine[1])
+        return Told(message, own_part if stats is None else own_part[1])
 
     def begin(sent: Any, keeps: Keeping, key: Key) -> Working:
         received = receive(*apart(sent), keeps.memory[e])

@@ -36,13 +36,13 @@ def zeroing(
     """`then` on the reports without a coordinate beyond the bound; the others do not count at all."""
     _check("zeroing", quantile, start)
 
-    def step(rows: Array, here: Array, weights: Array, key: Key, at: Array) -> tuple[Array, Array, Array]:
+    def step(rows: Array, here: Array, weights: Array, key: Key, bound: Array) -> tuple[Array, Array, Array]:
         sizes = jnp.max(jnp.abs(rows), axis=1, initial=0).astype(jnp.float32)
-        fine = here & (sizes <= factor * at + offset)
+        fine = here & (sizes <= factor * bound + offset)
         return (
             jnp.where(fine[:, None], rows, 0),
             jnp.where(fine, weights, 0),
-            _followed(at, sizes, here, quantile, rate),
+            _followed(bound, sizes, here, quantile, rate),
         )
 
     return before("zeroing", then, step, init=lambda shapes: jnp.float32(start))._replace(
@@ -57,22 +57,22 @@ def adaptive_clip(
     """`then` on reports of norm at most the bound."""
     _check("adaptive_clip", quantile, start)
 
-    def step(rows: Array, here: Array, weights: Array, key: Key, at: Array) -> tuple[Array, Array, Array]:
+    def step(rows: Array, here: Array, weights: Array, key: Key, bound: Array) -> tuple[Array, Array, Array]:
         sizes = jnp.linalg.norm(rows, axis=1).astype(jnp.float32)
-        moved = _followed(at, sizes, here, quantile, rate)
-        return shortened(rows, at.astype(rows.dtype)), jnp.where(here, weights, 0), moved
+        moved = _followed(bound, sizes, here, quantile, rate)
+        return shortened(rows, bound.astype(rows.dtype)), jnp.where(here, weights, 0), moved
 
     return before("adaptive_clip", then, step, init=lambda shapes: jnp.float32(start))._replace(
         name=f"adaptive_clip({then.name})"
     )
 
 
-def _followed(at: Array, sizes: Array, here: Array, quantile: float, rate: float) -> Array:
+def _followed(bound: Array, sizes: Array, here: Array, quantile: float, rate: float) -> Array:
     """The bound after these sizes."""
-    below = jnp.sum(here & (sizes <= at), dtype=jnp.float32) / jnp.maximum(
+    below = jnp.sum(here & (sizes <= bound), dtype=jnp.float32) / jnp.maximum(
         jnp.sum(here, dtype=jnp.float32), 1
     )
-    return (at * jnp.exp(-rate * (below - quantile))).astype(jnp.float32)
+    return (bound * jnp.exp(-rate * (below - quantile))).astype(jnp.float32)
 
 
 def _check(name: str, quantile: float, start: float) -> None:

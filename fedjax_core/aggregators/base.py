@@ -118,9 +118,9 @@ def of_reports(
         return unravel(ruled.row), ruled.memory
 
     def kept(acc: Reports, state: Any, key: Key) -> Array:
-        found = decide(acc, state, key).kept
-        assert found is not None
-        return found
+        accepted = decide(acc, state, key).kept
+        assert accepted is not None
+        return accepted
 
     made = Aggregator(name, zero, add, value, keeps="reports", alike=alike, at_least=at_least)
     return made._replace(init=made.init if init is None else init, kept=kept if tells else None)

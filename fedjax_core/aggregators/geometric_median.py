@@ -66,11 +66,11 @@ def rfa(steps: int = 3, floor: float = 1e-6, start: Literal["mean", "zero"] = "m
         raise ValueError(f"rfa starts from 'mean' or 'zero', got {start!r}")
 
     def rule(rows: Array, here: Array, weights: Array, key: Key) -> Array:
-        mine = jnp.where(here, weights, 0).astype(rows.dtype)
+        counted = jnp.where(here, weights, 0).astype(rows.dtype)
         first = jnp.zeros_like(rows[0])
         if start == "mean":
-            first = jnp.sum(mine[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(mine), _SMALL)
-        return lax.fori_loop(0, steps, lambda t, z: _step(rows, mine, z, floor), first)
+            first = jnp.sum(counted[:, None] * rows, axis=0) / jnp.maximum(jnp.sum(counted), _SMALL)
+        return lax.fori_loop(0, steps, lambda t, z: _step(rows, counted, z, floor), first)
 
     return of_reports("rfa", rule)
 

@@ -41,8 +41,8 @@ def mda(f: int) -> Aggregator:
             inside for number in range(min(f, K - 1) + 1) for inside in combinations(range(K), K - number)
         ]
         without = np.ones((len(sets), K), bool)
-        for at, inside in enumerate(sets):
-            without[at, list(inside)] = False
+        for row, inside in enumerate(sets):
+            without[row, list(inside)] = False
         n, suspected = counts(here, weights, f)
         subset = ~jnp.asarray(without) & here[None]  # [subsets, K]
         apart = jnp.where(jnp.isfinite(d := distances(rows, here)), d, 0)

@@ -75,7 +75,7 @@ def middle(rows: Array, here: Array) -> Array:
     number."""
     n = jnp.sum(here, dtype=jnp.int32)
     ordered = jnp.sort(jnp.where(here[:, None], rows, jnp.inf), axis=0)
-    low, high = (jnp.take(ordered, jnp.maximum(at, 0), axis=0) for at in ((n - 1) // 2, n // 2))
+    low, high = (jnp.take(ordered, jnp.maximum(index, 0), axis=0) for index in ((n - 1) // 2, n // 2))
     return jnp.where(n > 0, low + (high - low) / 2, 0)
 
 
@@ -115,8 +115,8 @@ def before(
     def prepared(acc: Reports, state: Any, key: Key) -> tuple[Any, Any, Key]:
         """(the accumulator of `then`, the memory of the step, the key of `then`)."""
         rows, here = rows_of(acc)
-        mine, after = jax.random.split(key)
-        made, weights, memory = step(rows, here, acc.weights, mine, state[0])
+        step_key, after = jax.random.split(key)
+        made, weights, memory = step(rows, here, acc.weights, step_key, state[0])
         bad = (acc.weights > 0) & ~here
         if then.keeps == "reports" and len(made) == len(rows):
             made, weights = jnp.where(bad[:, None], jnp.nan, made), jnp.where(bad, acc.weights, weights)
@@ -134,8 +134,8 @@ def before(
 
     def value(acc: Reports, state: Any, key: Key) -> tuple[Update, Any]:
         inner, memory, after = prepared(acc, state, key)
-        found, rest = then.value(inner, state[1], after)
-        return found, (memory, rest)
+        result, rest = then.value(inner, state[1], after)
+        return result, (memory, rest)
 
     def kept(acc: Reports, state: Any, key: Key) -> Array:
         inner, _, after = prepared(acc, state, key)

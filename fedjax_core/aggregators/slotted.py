@@ -41,9 +41,9 @@ def slotted(aggregator: Aggregator, slots: int) -> Aggregator:
 
     def add(acc: Any, updates: Slotted, weights: Array, positions: Array) -> Any:
         def one(slot: Array, acc: Any) -> Any:
-            mine = updates.slot == slot
-            places = jnp.where(mine, positions, _NOWHERE)
-            return aggregator.add(acc, updates.update, jnp.where(mine, weights, 0), places)
+            inside = updates.slot == slot
+            places = jnp.where(inside, positions, _NOWHERE)
+            return aggregator.add(acc, updates.update, jnp.where(inside, weights, 0), places)
 
         return each(one, acc)
 

@@ -81,7 +81,7 @@ def median(*, weighted: bool = False) -> Aggregator:
         until = jnp.cumsum(share, axis=0)
         close = 1e-6  # a sum of shares that should be a half is one to float32's digits
         low, high = jnp.argmax(until >= 0.5 - close, axis=0), jnp.argmax(until > 0.5 + close, axis=0)
-        one, other = (jnp.take_along_axis(ordered, at[None], axis=0)[0] for at in (low, high))
+        one, other = (jnp.take_along_axis(ordered, index[None], axis=0)[0] for index in (low, high))
         return one + (other - one) / 2
 
     return of_reports("median", rule, alike=not weighted)._replace(settings=_given(weighted=weighted or None))
@@ -92,9 +92,9 @@ def _ordered(rows: Array, here: Array, weights: Array | None) -> tuple[Array, Ar
     values = jnp.where(here[:, None], rows, jnp.inf)
     if weights is None:
         return jnp.sort(values, axis=0), rows
-    mine = jnp.where(here, weights, 0).astype(rows.dtype)
+    counted = jnp.where(here, weights, 0).astype(rows.dtype)
     order = jnp.argsort(values, axis=0, stable=True)
-    share = mine / jnp.sum(mine)
+    share = counted / jnp.sum(counted)
     return jnp.take_along_axis(values, order, axis=0), share[order]
 
 

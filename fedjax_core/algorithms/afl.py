@@ -40,12 +40,15 @@ def afl(task: Task, local: optax.GradientTransformation, rate: float, population
     clients weighted alike."""
     if population < 1:
         raise ValueError(f"afl needs population >= 1, got {population}")
-    begin, step = local_training(task, local, start=lambda told, own: told.message)
+    begin, step = local_training(task, local, start=lambda received, own: received.message)
 
-    def finish(told: Told, carry: Local, seen: Seen) -> Report:
-        moved = tree.scale(told.mine * population, tree.sub(carry.params, told.message))
+    def finish(received: Told, carry: Local, seen: Seen) -> Report:
+        moved = tree.scale(received.mine * population, tree.sub(carry.params, received.message))
         return Report(
-            moved, uniform(seen), own=carry.own, stats={"loss": carry.own, "share": told.mine * population}
+            moved,
+            uniform(seen),
+            own=carry.own,
+            stats={"loss": carry.own, "share": received.mine * population},
         )
 
     def update(server: Global, reports: Aggregate) -> Global:

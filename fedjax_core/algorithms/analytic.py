@@ -63,8 +63,8 @@ def analytic(features: Callable[[Batch], Array], width: int, classes: int, ridge
         weighted = z * (batch.mask / jnp.maximum(jnp.sum(batch.mask), 1))[:, None]
         return Sums(weighted.T @ z, weighted.T @ jax.nn.one_hot(batch["y"], classes))
 
-    def report(params: Params, own: Own, found: Sums, seen: Seen) -> Report:
-        return Report(tree.scale(seen.examples, found), uniform(seen), own)
+    def report(params: Params, own: Own, sums: Sums, seen: Seen) -> Report:
+        return Report(tree.scale(seen.examples, sums), uniform(seen), own)
 
     def update(server: Global, reports: Aggregate) -> Global:
         sums = tree.add(server.sums, tree.scale(reports.clients, reports.value))

@@ -66,8 +66,8 @@ def by_round(build: Callable[[Any], Algorithm]) -> Algorithm:
     def exchange(e: int) -> Exchange:
         def now(message: Any) -> tuple[Client, Message]:
             """The client of this round, and its message."""
-            dated, *mine = message if isinstance(message, Told) else (message,)
-            inner = Told(dated.inner, *mine) if mine else dated.inner
+            dated, *addressed = message if isinstance(message, Told) else (message,)
+            inner = Told(dated.inner, *addressed) if addressed else dated.inner
             return build(dated.round).exchanges[e].client, inner
 
         def broadcast(server: Counted) -> Dated:

@@ -66,13 +66,13 @@ def cfl(
             f"still and apart are norms of a mean change and of a client's, 0 < still < apart, got {still} and {apart}"
         )
 
-    def mine(told: Told) -> Params:
-        return tree.take(told.message, told.mine)
+    def mine(received: Told) -> Params:
+        return tree.take(received.message, received.mine)
 
-    begin, step = local_training(task, local, start=lambda told, own: mine(told))
+    begin, step = local_training(task, local, start=lambda received, own: mine(received))
 
-    def finish(told: Told, carry: Local, seen: Seen) -> Report:
-        return Report(tree.sub(carry.params, mine(told)), by_examples(seen), own=told.mine)
+    def finish(received: Told, carry: Local, seen: Seen) -> Report:
+        return Report(tree.sub(carry.params, mine(received)), by_examples(seen), own=received.mine)
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None

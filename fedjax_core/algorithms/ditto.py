@@ -47,8 +47,8 @@ def ditto(task: Task, lam: float, local: optax.GradientTransformation, **rest: A
     (exchange,) = averaging.exchanges
     client = exchange.client
 
-    def pulled(grads: Params, at: Any) -> Params:
-        return optax.tree.add(grads, scale(lam, sub(at.params, at.message)))
+    def pulled(grads: Params, point: Any) -> Params:
+        return optax.tree.add(grads, scale(lam, sub(point.params, point.message)))
 
     begin_own, step_own = local_training(task, local, start=lambda params, own: own, correct=pulled)
 

@@ -47,9 +47,9 @@ def fedadmm(task: Task, rho: float, local: optax.GradientTransformation, server_
     if known(rho) and rho <= 0:
         raise ValueError(f"fedadmm needs rho > 0 (it divides by it), got {rho}")
 
-    def augmented(grads: Params, at: At) -> Params:
+    def augmented(grads: Params, point: At) -> Params:
         return jax.tree.map(
-            lambda g, u, w, x: g + u + rho * (w - x), grads, at.own.dual, at.params, at.message
+            lambda g, u, w, x: g + u + rho * (w - x), grads, point.own.dual, point.params, point.message
         )
 
     begin, step = local_training(task, local, start=lambda params, own: own.params, correct=augmented)

@@ -58,8 +58,8 @@ def fedcm(
         task,
         optax.sgd(lr),
         start=lambda message, own: message.params,
-        correct=lambda grads, at: jax.tree.map(
-            lambda g, m: alpha * g + (1 - alpha) * m, grads, at.message.momentum
+        correct=lambda grads, point: jax.tree.map(
+            lambda g, m: alpha * g + (1 - alpha) * m, grads, point.message.momentum
         ),
     )
 

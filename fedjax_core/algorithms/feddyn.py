@@ -42,8 +42,10 @@ def feddyn(task: Task, alpha: float, local: optax.GradientTransformation, popula
             f"feddyn needs alpha > 0 (it divides by it) and population >= 1, got alpha={alpha}, population={population}"
         )
 
-    def tilted(grads: Params, at: At) -> Params:
-        return jax.tree.map(lambda g, h, y, x: g - h + alpha * (y - x), grads, at.own, at.params, at.message)
+    def tilted(grads: Params, point: At) -> Params:
+        return jax.tree.map(
+            lambda g, h, y, x: g - h + alpha * (y - x), grads, point.own, point.params, point.message
+        )
 
     begin, step = local_training(task, local, correct=tilted)
 

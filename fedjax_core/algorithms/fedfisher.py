@@ -80,9 +80,11 @@ def fedfisher(
     def finish(params: Params, carry: Local, seen: Seen) -> Report:
         return keep(carry.params)
 
-    def report(params: Params, own: Own, found: Params, seen: Seen) -> Report:
+    def report(params: Params, own: Own, fisher: Params, seen: Seen) -> Report:
         return Report(
-            Sure(jax.tree.map(lambda f, y, x: f * (y - x), found, own, params), found), by_examples(seen), own
+            Sure(jax.tree.map(lambda f, y, x: f * (y - x), fisher, own, params), fisher),
+            by_examples(seen),
+            own,
         )
 
     def update(server: Global, reports: Aggregate) -> Global:

@@ -44,8 +44,10 @@ def fedlin(
     def report(params: Params, own: Own, grads: Params, seen: Seen) -> Report:
         return Report(grads, weighting(seen), own=tree.like(grads, params))
 
-    def corrected(grads: Params, at: At) -> Params:
-        return jax.tree.map(lambda here, mine, mean: here - mine + mean, grads, at.own, at.message.gradient)
+    def corrected(grads: Params, point: At) -> Params:
+        return jax.tree.map(
+            lambda here, own, mean: here - own + mean, grads, point.own, point.message.gradient
+        )
 
     begin, step = local_training(task, local, start=lambda message, own: message.params, correct=corrected)
 

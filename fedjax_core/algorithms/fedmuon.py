@@ -52,8 +52,8 @@ def fedmuon(
     if population < 1:
         raise ValueError(f"fedmuon needs population >= 1, got {population}")
 
-    def corrected(grads: Params, at: At) -> Params:
-        return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own)
+    def corrected(grads: Params, point: At) -> Params:
+        return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, point.message.control, point.own)
 
     summing = optax.GradientTransformation(
         tree.zeros_like, lambda grads, total, params=None: (grads, tree.add(total, grads))

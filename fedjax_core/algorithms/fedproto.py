@@ -73,8 +73,8 @@ def fedproto(task: Task, lam: float, local: optax.GradientTransformation, width:
         by_class = jax.nn.one_hot(batch["y"], classes) * share[:, None]
         return Classes(by_class.T @ tree.wide(features(own, batch, key)), jnp.sum(by_class, axis=0))
 
-    def report(message: Global, own: Own, found: Classes, seen: Seen) -> Report:
-        return Report(tree.scale(seen.examples, found), uniform(seen), own)
+    def report(message: Global, own: Own, prototypes: Classes, seen: Seen) -> Report:
+        return Report(tree.scale(seen.examples, prototypes), uniform(seen), own)
 
     def update(server: Global, reports: Aggregate) -> Global:
         sums, counts = reports.value

@@ -88,8 +88,8 @@ def gaussian_heads(
         )
         return Moments(jnp.sum(one, axis=0), one.T @ z, jnp.einsum("nc,ni,nj->cij", one, z, z))
 
-    def report(params: Head, own: Own, found: Moments, seen: Seen) -> Report:
-        return Report(tree.scale(seen.examples, found), uniform(seen), own)
+    def report(params: Head, own: Own, moments: Moments, seen: Seen) -> Report:
+        return Report(tree.scale(seen.examples, moments), uniform(seen), own)
 
     def update(server: Global, reports: Aggregate) -> Global:
         moments = tree.add(server.moments, tree.scale(reports.clients, reports.value))

@@ -70,18 +70,18 @@ def gossip(task: Task, local: optax.GradientTransformation, mixing: Any) -> Algo
             f"{sums[np.nanargmax(np.abs(sums - 1))]:g}: make it with fc.algorithms.metropolis(edges)"
         )
     weights = matrix.astype(np.float32)
-    begin, step = local_training(task, local, start=lambda told, own: told.mine)
+    begin, step = local_training(task, local, start=lambda received, own: received.mine)
 
-    def finish(told: Told, carry: Local, seen: Seen) -> Report:
-        return Report(tree.sub(carry.params, told.mine), uniform(seen), own=())
+    def finish(received: Told, carry: Local, seen: Seen) -> Report:
+        return Report(tree.sub(carry.params, received.mine), uniform(seen), own=())
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None
-        at = reports.each.position
+        position = reports.each.position
 
         def mix(models: Any, change: Any) -> Any:
             mixed = jnp.tensordot(jnp.asarray(weights, models.dtype), models, 1)
-            return mixed.at[at].add(change, mode="drop")
+            return mixed.at[position].add(change, mode="drop")
 
         models = jax.tree.map(mix, server.models, reports.value)
         return Global(_mean(models), models)

@@ -75,14 +75,14 @@ def hierarchical(
         )
     count = int(of.max()) + 1
 
-    def mine(told: Told) -> Params:
-        return tree.take(told.message, told.mine)
+    def mine(received: Told) -> Params:
+        return tree.take(received.message, received.mine)
 
-    begin, step = local_training(task, local, start=lambda told, own: mine(told))
+    begin, step = local_training(task, local, start=lambda received, own: mine(received))
 
-    def finish(told: Told, carry: Local, seen: Seen) -> Report:
-        moved = tree.sub(carry.params, mine(told))
-        return Report(moved, weighting(seen), own=(), stats={"region": told.mine}, slot=told.mine)
+    def finish(received: Told, carry: Local, seen: Seen) -> Report:
+        moved = tree.sub(carry.params, mine(received))
+        return Report(moved, weighting(seen), own=(), stats={"region": received.mine}, slot=received.mine)
 
     def update(server: Global, reports: Aggregate) -> Global:
         assert reports.each is not None

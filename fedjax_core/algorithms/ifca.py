@@ -86,8 +86,8 @@ def _chooser(task: Task, models: int) -> Client:
     its data."""
 
     def step(params: Params, losses: Array, batch: Batch, key: Key) -> tuple[Array, dict[str, Mean]]:
-        found = jax.vmap(lambda one: task.mean_loss(one, batch, key))(params)
-        return losses + (found * jnp.sum(batch.mask)).astype(jnp.float32), {}
+        batch_losses = jax.vmap(lambda one: task.mean_loss(one, batch, key))(params)
+        return losses + (batch_losses * jnp.sum(batch.mask)).astype(jnp.float32), {}
 
     def finish(params: Params, losses: Array, seen: Seen) -> Report:
         return Report((), jnp.float32(0), own=jnp.argmin(losses).astype(jnp.int32))

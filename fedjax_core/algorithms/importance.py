@@ -68,12 +68,14 @@ def importance(
     ):
         raise ValueError(f"shares must be {len(often)} numbers of at least 0 that sum to 1, got {shares!r}")
     factors = (wanted / often).astype(np.float32)
-    begin, step = local_training(task, local, start=lambda told, own: told.message)
+    begin, step = local_training(task, local, start=lambda received, own: received.message)
     server = optax.sgd(1.0) if server is None else server
     move = server_step(server, averaged=task.statistics.names)
 
-    def finish(told: Told, carry: Local, seen: Seen) -> Report:
-        return Report(tree.scale(told.mine, tree.sub(carry.params, told.message)), uniform(seen), own=())
+    def finish(received: Told, carry: Local, seen: Seen) -> Report:
+        return Report(
+            tree.scale(received.mine, tree.sub(carry.params, received.message)), uniform(seen), own=()
+        )
 
     def update(state: Global, reports: Aggregate) -> Global:
         # the weighted mean times the weight is the sum

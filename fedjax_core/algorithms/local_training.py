@@ -125,8 +125,8 @@ def look(
 
     def step(message: Message, carry: Measured, batch: Batch, key: Key) -> tuple[Measured, dict[str, Mean]]:
         examples = jnp.sum(batch.mask)
-        found = tree.scale(examples, tree.wide(measure(message, carry.own, batch, key)))
-        return Measured(tree.add(carry.total, found), carry.examples + examples, carry.own), {}
+        measured = tree.scale(examples, tree.wide(measure(message, carry.own, batch, key)))
+        return Measured(tree.add(carry.total, measured), carry.examples + examples, carry.own), {}
 
     def finish(message: Message, carry: Measured, seen: Seen) -> Report:
         return report(message, carry.own, tree.scale(1 / jnp.maximum(carry.examples, 1), carry.total), seen)
@@ -201,8 +201,8 @@ def check_optimizer(optimizer: optax.GradientTransformation, name: str) -> optax
 def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.GradientTransformation:
     """A client's optimiser for the task's parameters, checked: raises where it is not one, and warns where it
     has a schedule in it."""
-    found = check_optimizer(optimizer, name)
-    state = jax.eval_shape(lambda key: found.init(task.init(key)), keys.shape())
+    checked = check_optimizer(optimizer, name)
+    state = jax.eval_shape(lambda key: checked.init(task.init(key)), keys.shape())
     scheduled = any(_is_schedule(part) for part in jax.tree.leaves(state, is_leaf=_is_schedule))
     if scheduled and known(jnp.zeros(())):  # not while a program is traced: the warning came before
         log.warning(
@@ -211,7 +211,7 @@ def check_local(optimizer: Any, task: Task, name: str = "local") -> optax.Gradie
             name,
             name,
         )
-    return found
+    return checked
 
 
 def _is_schedule(state: Any) -> bool:

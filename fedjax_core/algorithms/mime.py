@@ -52,9 +52,9 @@ class Global(NamedTuple):
 def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
     """Mime with any optax optimiser as `base`; clients count by their examples."""
 
-    def without_noise(here: Params, at: At) -> Params:
-        start, _ = gradient(task, at.message.params, at.batch, at.key)
-        return jax.tree.map(lambda g, g_x, c: g - g_x + c, here, start, at.message.control)
+    def without_noise(here: Params, point: At) -> Params:
+        start, _ = gradient(task, point.message.params, point.batch, point.key)
+        return jax.tree.map(lambda g, g_x, c: g - g_x + c, here, start, point.message.control)
 
     return _mime(task, base, server_lr, without_noise)
 
@@ -63,7 +63,7 @@ def mime(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0)
 def mimelite(task: Task, base: optax.GradientTransformation, server_lr: float = 1.0) -> Algorithm:
     """Mime with plain gradients in the local steps, which is half of the work; clients count by their
     examples."""
-    return _mime(task, base, server_lr, lambda here, at: here)
+    return _mime(task, base, server_lr, lambda here, point: here)
 
 
 def _mime(
@@ -76,7 +76,7 @@ def _mime(
         # the correction is the whole step: the state s is the message's, and does not change
         optax.identity(),
         start=lambda message, own: message.params,
-        correct=lambda here, at: base.update(correct(here, at), at.message.opt, at.params)[0],
+        correct=lambda here, point: base.update(correct(here, point), point.message.opt, point.params)[0],
     )
 
     def finish(message: Global, carry: Local, seen: Seen) -> Report:

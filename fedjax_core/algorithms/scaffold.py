@@ -55,8 +55,8 @@ def scaffold(
             f"scaffold needs population >= 1 and lr > 0 (it divides by both), got population={population}, lr={lr}"
         )
 
-    def correct(grads: Params, at: At) -> Params:
-        return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, at.message.control, at.own)
+    def correct(grads: Params, point: At) -> Params:
+        return jax.tree.map(lambda g, c, c_i: g + c - c_i, grads, point.message.control, point.own)
 
     begin, step = local_training(
         task, optax.sgd(lr), start=lambda message, own: message.params, correct=correct

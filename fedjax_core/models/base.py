@@ -41,11 +41,11 @@ def like(params: Params, x: Any) -> Any:
 def flat(x: Array, features: int) -> Array:
     """`x` [B, ...] as float32 [B, features], uint8 scaled to [0, 1]; raises where the number of features
     differs."""
-    found = x.size // max(x.shape[0], 1)
-    if found != features:
+    size = x.size // max(x.shape[0], 1)
+    if size != features:
         raise ValueError(
-            f'the model was built for {features} features, but batch["x"] has {found} an example (shape {x.shape}). '
-            f"Build it with features={found}."
+            f'the model was built for {features} features, but batch["x"] has {size} an example (shape {x.shape}). '
+            f"Build it with features={size}."
         )
     return images(x).astype(jnp.float32).reshape(x.shape[0], features)
 

@@ -58,10 +58,10 @@ def _check_events(clients: Any) -> None:
     try:
         clients.check_labels("event", 2)
     except ValueError as error:
-        said = str(error).partition(", is not")[0].removeprefix("the label in ")
+        problem = str(error).partition(", is not")[0].removeprefix("the label in ")
         raise ValueError(
-            f"{said}, must be 1 where the event was seen and 0 where the patient was censored: with 1 and 2, as other programs write them, "
-            "take event - 1"
+            f"{problem}, must be 1 where the event was seen and 0 where the patient was censored: with 1 and 2, as "
+            "other programs write them, take event - 1"
         ) from None
 
 

@@ -191,12 +191,14 @@ def _linen(
             if key is None
             else {name: jax.random.fold_in(key, i) for i, name in enumerate(("dropout", "params"))}
         )
-        told = modes.of(module, key is not None, method)
+        arguments = modes.of(module, key is not None, method)
         whole = {**(params if statistics else {"params": params}), **fixed}
         if key is None or not statistics:
-            return module.apply(whole, x, rngs=rngs, method=method, **told)
+            return module.apply(whole, x, rngs=rngs, method=method, **arguments)
         with masked(mask):
-            outputs, after = module.apply(whole, x, rngs=rngs, method=method, mutable=[STATISTICS], **told)
+            outputs, after = module.apply(
+                whole, x, rngs=rngs, method=method, mutable=[STATISTICS], **arguments
+            )
         return after[STATISTICS] if changed else outputs
 
     def draws() -> tuple[list[str], bool]:
@@ -346,13 +348,13 @@ def _values(state: Any) -> dict[str, Array]:
 def _refuse_state(module: Any, kept: Iterable[tuple[str, str]]) -> None:
     """Raises if there is anything in `kept`: (kind, path) of the module's state beside parameters and random
     streams."""
-    found: dict[str, list[str]] = {}
+    paths_of: dict[str, list[str]] = {}
     for kind, path in kept:
-        found.setdefault(kind, []).append(path)
-    if found:
+        paths_of.setdefault(kind, []).append(path)
+    if paths_of:
         names = "; ".join(
             f"{kind}: {', '.join(paths[:3])}{', …' if len(paths) > 3 else ''}"
-            for kind, paths in sorted(found.items())
+            for kind, paths in sorted(paths_of.items())
         )
         raise ValueError(
             f"{type(module).__name__} keeps state beside its parameters ({names}), which a federated task cannot have: each client's "
@@ -391,7 +393,7 @@ def _check(task: Task, example: Batch) -> None:
             "nn.BatchNorm(use_running_average=True), or have it told so by training={...}"
         ) from error
     try:
-        found = jax.eval_shape(task.evaluation, params, example)
+        values = jax.eval_shape(task.evaluation, params, example)
     except flax.errors.InvalidRngError as error:
         raise ValueError(_DRAWS_IN_EVALUATION) from error
     except flax.errors.ModifyScopeVariableError as error:
@@ -399,7 +401,7 @@ def _check(task: Task, example: Batch) -> None:
             "the module changes its statistics in evaluation: give its __call__ an argument train and obey it, as in "
             "nn.BatchNorm(use_running_average=not train)(x)"
         ) from error
-    check_values(found, 2)
+    check_values(values, 2)
     if task.features is not None:
         shape = jax.eval_shape(task.features, params, example, key)
         if len(shape.shape) != 2 or shape.shape[0] != 2:

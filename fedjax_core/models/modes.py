@@ -35,15 +35,15 @@ class Modes(NamedTuple):
             raise ValueError(
                 f"{type(module).__name__}.{method} takes no argument {wrong[0]!r}: it has {', '.join(list(accepted)[1:])}"
             )
-        found = {name: value for name, value in usual.items() if name in accepted} | dict(given)
+        arguments = {name: value for name, value in usual.items() if name in accepted} | dict(given)
         needed = [
             name
             for name, one in list(accepted.items())[2:]
-            if one.default is one.empty and one.kind in _NAMED and name not in found
+            if one.default is one.empty and one.kind in _NAMED and name not in arguments
         ]
         if needed:
             raise ValueError(
                 f"{type(module).__name__}.{method} needs {needed[0]!r}: say what it is in training and in evaluation, as in "
                 f"from_flax(..., training={{{needed[0]!r}: True}}, evaluation={{{needed[0]!r}: False}})"
             )
-        return found
+        return arguments

@@ -74,8 +74,8 @@ def remat(task: Task, segments: int) -> Task:
             if i < len(pieces) - 1:  # what the last one leaves is needed at once
                 run = _computed_again(run, [v not in weights for v in reads])
             values |= dict(zip(writes, run(*[values[v] for v in reads]), strict=True))
-        (found,) = whole.outvars
-        return values[found] if isinstance(found, core.Var) else jnp.asarray(found.val)
+        (result,) = whole.outvars
+        return values[result] if isinstance(result, core.Var) else jnp.asarray(result.val)
 
     return task._replace(loss=loss)
 

@@ -199,11 +199,11 @@ def sampled(
         )
     if sampling == "everyone":
         return Sampled(sampling)
-    found = Sampled(sampling, rate, population, cohort, cap, examples)
+    checked = Sampled(sampling, rate, population, cohort, cap, examples)
     return (
-        found
+        checked
         if sampling != "poisson"
-        else replace(found, rate=found.probability, population=None, cohort=None, cap=None)
+        else replace(checked, rate=checked.probability, population=None, cohort=None, cap=None)
     )
 
 
@@ -327,10 +327,10 @@ def least(over: Callable[[float], float], start: float) -> float:
         low, high = low / 1.2, low
         if low < 1e-4:
             return high
-    found = math.exp(brentq(lambda t: min(over(math.exp(t)), 1e3), math.log(low), math.log(high), xtol=2e-7))
-    while over(found) > 0:  # on the other side of the root, by less than a millionth
-        found *= 1 + 2e-7
-    return found
+    root = math.exp(brentq(lambda t: min(over(math.exp(t)), 1e3), math.log(low), math.log(high), xtol=2e-7))
+    while over(root) > 0:  # on the other side of the root, by less than a millionth
+        root *= 1 + 2e-7
+    return root
 
 
 @contextlib.contextmanager

@@ -68,13 +68,13 @@ def epsilon_of_scores(members: Any, others: Any, delta: float, confidence: float
             f"an audit needs ten scores of each kind, and better a thousand: got {len(members)} and {len(others)}"
         )
     every, each = np.concatenate([members, others]), 1 - (1 - confidence) / (2 * len(_SHARES))
-    found = 0.0
+    bound = 0.0
     for share in _SHARES:
         high, low = np.quantile(every, 1 - share), np.quantile(every, share)
         above = int(np.sum(members > high)), len(members), int(np.sum(others > high)), len(others)
         below = int(np.sum(others < low)), len(others), int(np.sum(members < low)), len(members)
-        found = max(found, epsilon_of_counts(*above, delta, each), epsilon_of_counts(*below, delta, each))
-    return found
+        bound = max(bound, epsilon_of_counts(*above, delta, each), epsilon_of_counts(*below, delta, each))
+    return bound
 
 
 def epsilon_one_run(
@@ -182,12 +182,12 @@ def _above(m: float, s: float, n: float, t: float, epsilon: float) -> float:
         else:
             low, high = sorted(((-b - math.sqrt(root)) / (2 * a), (-b + math.sqrt(root)) / (2 * a)))
             parts = [(-math.inf, low), (high, math.inf)] if a > 0 else [(low, high)]
-    found = 0.0
+    total = 0.0
     for low, high in parts:
         p = _between((low - m) / s, (high - m) / s)
         q = _between((low - n) / t, (high - n) / t)
-        found += p - (math.exp(epsilon + math.log(q)) if q > 0 else 0.0)
-    return found
+        total += p - (math.exp(epsilon + math.log(q)) if q > 0 else 0.0)
+    return total
 
 
 def _between(low: float, high: float) -> float:

@@ -96,11 +96,11 @@ class ClientLevel:
     @property
     def terms(self) -> dict[str, Any]:
         """The terms that must not change for one epsilon to cover all rounds, in plain values."""
-        said = {
+        values = {
             name: getattr(self, name)
             for name in ("population", "cohort", "noise", "delta", "sampling", "cap", "bands", "weight_cap")
         }
-        return {**said, "clip": repr(self.clip)}
+        return {**values, "clip": repr(self.clip)}
 
     def epsilon(self, rounds: int | None = None) -> float:
         """The epsilon of this many rounds (default: all that are planned), at `delta`."""

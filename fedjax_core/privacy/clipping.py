@@ -69,12 +69,12 @@ def shortened(update: Update, bound: Array | float) -> tuple[Update, Array]:
 def bounds(clip: float | Mapping[str, float] | Bounds, name: str = "clip") -> Bounds:
     """The bound or bounds, checked, in a form that can be hashed."""
     if isinstance(clip, (Mapping, tuple)):
-        found = tuple((str(group), float(bound)) for group, bound in dict(clip).items())
-        if not found or any(not 0 < bound < math.inf for _, bound in found):
+        checked = tuple((str(group), float(bound)) for group, bound in dict(clip).items())
+        if not checked or any(not 0 < bound < math.inf for _, bound in checked):
             raise ValueError(
                 f"{name}= has a bound above 0 for each group of leaves, as {{'0': 1.0, '1': 0.5}}, got {dict(clip)}"
             )
-        return found
+        return checked
     if known(clip) and not 0 < clip < math.inf:
         raise ValueError(
             f"{name}= must be above 0, the norm to which each client's update is clipped, got {clip!r}"

@@ -59,14 +59,14 @@ def band(bands: int, rounds: int) -> tuple[float, ...]:
             slope[j] = -2 * (sums[j:] * left[j:]) @ back[: rounds - j]
         return math.log(error * norm), slope / error + 2 * c / norm
 
-    found = minimize(
+    optimum = minimize(
         loss,
         square_root(bands),
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": 500, "ftol": 1e-13, "gtol": 1e-9},
     ).x
-    return tuple(map(float, found / np.linalg.norm(found)))
+    return tuple(map(float, optimum / np.linalg.norm(optimum)))
 
 
 def buffered(weights: Any, decays: Any, rounds: int) -> np.ndarray:
@@ -198,8 +198,8 @@ def buffers_for(rounds: int, buffers: int) -> tuple[tuple[float, ...], tuple[flo
     'fedjax-core[correlated]'."""
     from jax_privacy.matrix_factorization import buffered_toeplitz
 
-    found = buffered_toeplitz.optimize(
+    optimum = buffered_toeplitz.optimize(
         n=rounds, max_participations=1, min_buffers=buffers, max_buffers=buffers
     )
-    weights, decays = (tuple(map(float, np.asarray(x))) for x in (found.output_scale, found.buf_decay))
+    weights, decays = (tuple(map(float, np.asarray(x))) for x in (optimum.output_scale, optimum.buf_decay))
     return weights, decays, sensitivity(buffered(weights, decays, rounds), rounds)

@@ -193,11 +193,11 @@ def _smallest(sizes: Sequence[int]) -> int:
     return min(n for n in sizes if n > 0)
 
 
-def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **told: float) -> Any:
+def _of_samples(n: int, batch_size: int, steps: int, cap: int, delta: float, **privacy: float) -> Any:
     """The account of Poisson samples of n examples: that of a population of n, `batch_size` of whom take part
     in a round."""
-    made = ClientLevel(n, min(batch_size, n), steps, 1.0, told.get("noise", 0.0), delta, cap=min(cap, n))
-    return calibrated(made, told["epsilon"]) if "epsilon" in told else made
+    made = ClientLevel(n, min(batch_size, n), steps, 1.0, privacy.get("noise", 0.0), delta, cap=min(cap, n))
+    return calibrated(made, privacy["epsilon"]) if "epsilon" in privacy else made
 
 
 def _at_once(size: int, rows: Any) -> int:

@@ -98,12 +98,12 @@ class batches:
     def __call__(self, round: int, client: int) -> np.ndarray:
         n = self.sizes[client]
         rng = host_random.generator(host_random.BATCH, self.seed, (round << 32) | client)
-        found = np.full((self.steps, self.cap), -1, np.int64)
+        rows = np.full((self.steps, self.cap), -1, np.int64)
         for row, count in zip(
-            found, np.minimum(rng.binomial(n, min(1.0, self.size / n), self.steps), self.cap), strict=True
+            rows, np.minimum(rng.binomial(n, min(1.0, self.size / n), self.steps), self.cap), strict=True
         ):
             row[:count] = rng.choice(n, count, replace=False, shuffle=False)
-        return found
+        return rows
 
 
 def headroom(population: int, rate: float) -> int:

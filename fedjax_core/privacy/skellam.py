@@ -173,11 +173,11 @@ def distributed(
 def _calibrated(made: Distributed, epsilon: float) -> Distributed:
     """The account with the least noise for this epsilon. For one step the epsilon falls with the noise, for
     which the step may have to grow."""
-    found = replace(
+    quiet = replace(
         made, noise=accounting.least(lambda noise: replace(made, noise=noise).epsilon() - epsilon, made.noise)
     )
-    fitting = _fitting(found)
-    return found if fitting.step <= made.step else _calibrated(fitting, epsilon)
+    fitting = _fitting(quiet)
+    return quiet if fitting.step <= made.step else _calibrated(fitting, epsilon)
 
 
 def _fitting(made: Distributed) -> Distributed:
@@ -246,18 +246,18 @@ def _rounded(x: Array, most: float, key: Key) -> Array:
     `most`."""
     below = jnp.floor(x)
 
-    def long(found: Array) -> Array:
-        return tree.norm(found) > most * (1 - 1e-6)
+    def long(rounded: Array) -> Array:
+        return tree.norm(rounded) > most * (1 - 1e-6)
 
-    def again(at: tuple[Array, Array]) -> tuple[Array, Array]:
-        up = jax.random.uniform(jax.random.fold_in(key, at[0]), x.shape, x.dtype) < x - below
-        return at[0] + 1, below + up.astype(x.dtype)
+    def again(loop: tuple[Array, Array]) -> tuple[Array, Array]:
+        up = jax.random.uniform(jax.random.fold_in(key, loop[0]), x.shape, x.dtype) < x - below
+        return loop[0] + 1, below + up.astype(x.dtype)
 
-    def go_on(at: tuple[Array, Array]) -> Array:
-        return (at[0] == 0) | (long(at[1]) & (at[0] <= _TRIES))
+    def go_on(loop: tuple[Array, Array]) -> Array:
+        return (loop[0] == 0) | (long(loop[1]) & (loop[0] <= _TRIES))
 
-    _, found = lax.while_loop(go_on, again, (jnp.int32(0), below))
-    return jnp.where(long(found), jnp.trunc(x), found)
+    _, result = lax.while_loop(go_on, again, (jnp.int32(0), below))
+    return jnp.where(long(result), jnp.trunc(x), result)
 
 
 @lru_cache(maxsize=16)
@@ -279,10 +279,10 @@ def _draw(table: tuple[np.ndarray, np.ndarray, int], key: Key, shape: tuple[int,
     def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         begin, end = ends
         middle = (begin + end) // 2
-        at = jnp.minimum(middle, len(high) - 1)
-        over = (a > high[at]) | ((a == high[at]) & (b >= low[at]))
+        inside = jnp.minimum(middle, len(high) - 1)
+        over = (a > high[inside]) | ((a == high[inside]) & (b >= low[inside]))
         open_ = begin < end
         return jnp.where(open_ & over, middle + 1, begin), jnp.where(open_ & ~over, middle, end)
 
-    found, _ = lax.fori_loop(0, len(high).bit_length(), halve, (begin, end))
-    return (found - most).astype(jnp.float32)
+    index, _ = lax.fori_loop(0, len(high).bit_length(), halve, (begin, end))
+    return (index - most).astype(jnp.float32)

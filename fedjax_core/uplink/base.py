@@ -195,8 +195,8 @@ def chain(*stages: Stage) -> Stage:
     def encode(state: Any, own: Own, update: Update, sender: Sender) -> tuple[Message, Own]:
         kept = []
         for i, s in enumerate(stages):
-            update, mine = s.encode(state[i], own[i], update, _apart(sender, i))
-            kept.append(mine)
+            update, stage_state = s.encode(state[i], own[i], update, _apart(sender, i))
+            kept.append(stage_state)
         return update, tuple(kept)
 
     def expand(state: Any, message: Message, shapes: Update) -> Update:
@@ -210,13 +210,13 @@ def chain(*stages: Stage) -> Stage:
         if opened and jax.tree.leaves(info.shapes):
             given = shapes_between(info.shapes)
         for i in reversed(range(len(stages))):
-            mine = info._replace(
+            stage_info = info._replace(
                 shapes=given[i],
                 shared=jax.random.fold_in(info.shared, i),
                 secret=jax.random.fold_in(info.secret, i),
                 recovered=info.recovered[i] if info.recovered else (),
             )
-            value, kept[i] = stages[i].finish(state[i], value, mine, jax.random.fold_in(key, i))
+            value, kept[i] = stages[i].finish(state[i], value, stage_info, jax.random.fold_in(key, i))
         return value, tuple(kept)
 
     def recover(state: Any, own: Own, sender: Sender, reported: Array) -> Any:
@@ -351,9 +351,9 @@ def uses(stage: Stage, update: Update) -> frozenset[str]:
 def check_expands(stage: Stage, given: Update, where: str) -> None:
     """Raises unless `stage` gives back by `expand` the structure, shapes and dtypes that it was given: what
     is around it works on that."""
-    if (said := not_given_back(stage, given)) is not None:
+    if (reason := not_given_back(stage, given)) is not None:
         raise ValueError(
-            f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({said}), so what stands before it "
+            f"in {where}, stage {stage.name!r} does not give back by expand() what it was given ({reason}), so what stands before it "
             "would work on numbers that are not decoded. Have it decode in expand(); or, where it decodes only in finish(), put it "
             "first and alone, and let it do the clipping and the like in its own encode()."
         )

@@ -54,7 +54,7 @@ def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "m
 
         def table(x: Array) -> Array:
             buckets, signs = hashes(seed, x.size, x.dtype)
-            return jax.vmap(lambda at, signed: jnp.zeros(width, x.dtype).at[at].add(signed))(
+            return jax.vmap(lambda bucket, signed: jnp.zeros(width, x.dtype).at[bucket].add(signed))(
                 buckets, signs * x[None]
             )
 
@@ -64,7 +64,7 @@ def count_sketch(rows: int, width: int, estimate: Literal["median", "mean"] = "m
         zeros = tree.zeros_like(tree.wide(tree.shapes(shapes)))
         flat, unravel = ravel_pytree(zeros)
         buckets, signs = hashes(message.seed, flat.size, message.table.dtype)
-        found = signs * jnp.take_along_axis(message.table, buckets, axis=1)
-        return unravel(jnp.median(found, axis=0) if estimate == "median" else jnp.mean(found, axis=0))
+        estimates = signs * jnp.take_along_axis(message.table, buckets, axis=1)
+        return unravel(jnp.median(estimates, axis=0) if estimate == "median" else jnp.mean(estimates, axis=0))
 
     return stage("count_sketch", encode=encode, expand=expand, measurable=True, linear=True)

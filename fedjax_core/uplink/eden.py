@@ -54,14 +54,14 @@ def eden(bits: int) -> Stage:
         squares = jnp.sum(jnp.square(rows), axis=1)
         spread = jnp.sqrt(squares / rows.shape[1])
         normal = rows / jnp.where(spread > 0, spread, 1)[:, None]
-        at = jnp.searchsorted(jnp.asarray(between, rows.dtype), normal, method="compare_all").astype(
+        codes = jnp.searchsorted(jnp.asarray(between, rows.dtype), normal, method="compare_all").astype(
             jnp.uint32
         )
-        along = jnp.sum(rows * jnp.asarray(levels, rows.dtype)[at], axis=1)
-        return Levels(pack(at.reshape(-1), len(levels)), squares / jnp.where(along > 0, along, 1))
+        along = jnp.sum(rows * jnp.asarray(levels, rows.dtype)[codes], axis=1)
+        return Levels(pack(codes.reshape(-1), len(levels)), squares / jnp.where(along > 0, along, 1))
 
     def decode(sent: Levels, form: tuple[int, int]) -> Array:
-        at = unpack(sent.words, len(levels), form[0] * form[1]).reshape(form)
-        return jnp.asarray(levels, sent.scale.dtype)[at] * sent.scale[:, None]
+        codes = unpack(sent.words, len(levels), form[0] * form[1]).reshape(form)
+        return jnp.asarray(levels, sent.scale.dtype)[codes] * sent.scale[:, None]
 
     return rowwise("eden", encode, decode, rotate=True)

@@ -75,8 +75,8 @@ def secure(bound: float, bits: int = 16, weights: int = 2**16) -> Stage:
             return _masked(ring, pairs, -_signs(i, dropped) * info.reported[i].astype(jnp.int32))
 
         def unmasked() -> Weighted:
-            found: Weighted = lax.fori_loop(0, len(dropped), unmask, value.ring)
-            return found
+            total: Weighted = lax.fori_loop(0, len(dropped), unmask, value.ring)
+            return total
 
         # of real sites, which took all masks off
         protocol = isinstance(info.recovered, tuple) and not info.recovered
