@@ -34,9 +34,10 @@ def _fold(key: Key, *address: Array | int) -> Key:
     return key
 
 
-def check(key: Any) -> None:
-    """Raises TypeError unless this is one typed key."""
-    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape:
+def check(key: Any, *, several: bool = False) -> None:
+    """Raises TypeError unless this is one typed key, or an array of `several`."""
+    typed = isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed or (key.shape and not several):
         got = f"{key.dtype}{list(key.shape)}" if isinstance(key, jax.core.Tracer) else repr(key)
         raise TypeError(f"key= must be one typed key, such as jax.random.key(0), got {got}")
 

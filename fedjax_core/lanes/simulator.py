@@ -150,7 +150,7 @@ class Simulator:
 
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state before the first round; from `params` where given, else as the task begins from `key`."""
-        keys.check(key)
+        keys.check(key, several=True)  # of the runs of a sweep
         population = self._client_state.fresh_rows
         params = None if params is None else jax.tree.map(jnp.asarray, params)
         make = partial(self._runs.init, population=population)

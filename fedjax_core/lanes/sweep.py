@@ -104,6 +104,7 @@ class Sweep:
     def init(self, key: Key, params: Params | None = None) -> State:
         """The state of all runs before the first round; see `run` for its shapes. `key` is one for all runs,
         or one for each, [J]."""
+        keys.check(key, several=True)
         if key.shape not in ((), (len(self),)):
             raise ValueError(
                 f"a sweep of {len(self)} runs begins from one key, or from as many as there are runs, got keys of {key.shape}"
