@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from fedjax_core import Clients, Simulator, privacy, uplink
 from fedjax_core.round import Kept
 from fedjax_core.sites.federation import Federation
+from fedjax_core.sites.protocol import request
 from fedjax_core.sites.protocol.request import Draws
 from fedjax_core.sites.site.endpoint import Site
 from fedjax_core.sites.site_file import SiteFile
@@ -40,6 +41,18 @@ def drawing(key, round, address):
     """The draws of the site at this address in this round of a run with this key."""
     words = np.asarray(jax.random.key_data(key))
     return Draws(words, np.int32(round), address, secret=words + 1, kind=str(jax.random.key_impl(key)))
+
+
+def with_the_secrets_of_a_simulation(monkeypatch):
+    """Has sites draw the noise of their steps as lanes do, by the run's key: a site's own secret is no one
+    else's."""
+    of_a_site = request.draws
+
+    def draws(*arguments, **more):
+        made = of_a_site(*arguments, **more)
+        return made._replace(secret=made.words)
+
+    monkeypatch.setattr(request, "draws", draws)
 
 
 def site_files(kind="classes", folder=None):

@@ -27,7 +27,7 @@ from fedjax_core.sites.wire.envelope import Header, decode, encode, header_of
 from fedjax_core.sites.wire.identity import SiteKey
 from tests.conftest import REPOSITORY
 from tests.sites.faulty import changed
-from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, federation, site_files
+from tests.sites.federations import BATCH, COORDINATOR, EPOCHS, NAMES, columns, federation, site_files
 from tests.zoo import round_of, task
 
 ROWS = {
@@ -314,7 +314,9 @@ def test_only_the_coordinator_is_answered_whatever_is_asked(role, tmp_path):
 
 
 def poisoned(aggregator, factor):
-    """The pooled loss after three rounds in which one of four sites sends its update times `factor`."""
+    """The loss on all examples after three rounds in which one of four sites sends its update times `factor`.
+
+    A federation's own evaluation would leave out a site whose loss is absurd beside the others'."""
     box = {}
 
     def fault(send, site, request, n):
@@ -338,7 +340,7 @@ def poisoned(aggregator, factor):
         state = fed.init(jax.random.key(1))
         for _ in range(3):
             state, _ = fed.run(state, [0, 1, 2, 3])
-        return fed.evaluate(state).pooled["loss"]
+    return fc.evaluate(task(), state.params, fc.Clients.from_list(columns())).pooled["loss"]
 
 
 @pytest.mark.slow  # default: tests/aggregators

@@ -19,7 +19,15 @@ from fedjax_core.sites.wire.canonical import in_lines, is_scalar, of_lines
 from fedjax_core.sites.wire.envelope import decode, header_of
 from tests.contracts import assert_close, assert_equal, entries_of
 from tests.sites.faulty import failed
-from tests.sites.federations import NAMES, columns, federation, simulator, site_files, whole
+from tests.sites.federations import (
+    NAMES,
+    columns,
+    federation,
+    simulator,
+    site_files,
+    whole,
+    with_the_secrets_of_a_simulation,
+)
 from tests.zoo import ZOO, fedavg, lossy, round_of, task
 
 COHORTS = [[0, 1, 2, 3], [3, 0, 1], [2, 1, 0, 3], [0, 2], [1, 3, 2, 0]]
@@ -28,8 +36,10 @@ FAST = ("downlink", "mime, clip, feedback", "ifca", "fedmgda", "trimmed mean", "
 
 
 @entries_of(FAST, slow=[name for name in ZOO if ZOO[name].sites])
-def test_sites_end_where_the_simulator_ends(name):
+def test_sites_end_where_the_simulator_ends(name, monkeypatch):
     composed, kind = round_of(name, 4), ZOO[name].data
+    if name == "dp-sgd":
+        with_the_secrets_of_a_simulation(monkeypatch)
     sim = simulator(composed, kind)
     expected = sim.init(jax.random.key(1))
     # whose weights go by what the server says, and grow

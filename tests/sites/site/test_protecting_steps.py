@@ -8,9 +8,16 @@ import pytest
 
 import fedjax_core as fc
 from fedjax_core.sites.audit import show
-from fedjax_core.sites.protocol import request
 from fedjax_core.sites.site_file import SiteFile
-from tests.sites.federations import BATCH, EPOCHS, NAMES, columns, federation, simulator
+from tests.sites.federations import (
+    BATCH,
+    EPOCHS,
+    NAMES,
+    columns,
+    federation,
+    simulator,
+    with_the_secrets_of_a_simulation,
+)
 from tests.zoo import task
 
 PRIVATE = fc.privacy.example_level(clip=1.0, noise=2.0, batch_size=BATCH, rounds=4, epochs=EPOCHS, delta=1e-3)
@@ -27,13 +34,7 @@ def flat(state):
 
 
 def test_with_the_same_secrets_sites_end_bit_for_bit_where_lanes_do(monkeypatch):
-    of_a_site = request.draws
-
-    def draws(*asked, **more):
-        found = of_a_site(*asked, **more)
-        return found._replace(secret=found.words)
-
-    monkeypatch.setattr(request, "draws", draws)
+    with_the_secrets_of_a_simulation(monkeypatch)
     lanes = simulator(NOISY)
     expected, _ = lanes.run(begun(lanes), SITES)
     with federation(NOISY) as (fed, _, _):
