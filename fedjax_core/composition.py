@@ -28,7 +28,7 @@ from fedjax_core.algorithms.base import Algorithm, Each, Exchange, named
 from fedjax_core.checks import takes
 from fedjax_core.compatibility import check_exchanges, check_meeting, reporting
 from fedjax_core.constants import remembered
-from fedjax_core.downlink import check_known, with_memory
+from fedjax_core.downlink import check_known, counts_clients, with_memory
 from fedjax_core.metrics import check_client_metrics, check_names
 from fedjax_core.precision import in_32_bits
 from fedjax_core.round import Among, Round, State, nobody, reports_of, state_shapes
@@ -112,6 +112,23 @@ def check_population(composed: Round, clients: int, what: str) -> None:
         raise ValueError(
             f"{composed.algorithm.name} was made with population={population}, and there are {clients} "
             f"{what}: its numbers would be those of another algorithm. Make it with population={clients}"
+        )
+
+
+def check_repeats(composed: Round, most: int, what: str = "client") -> None:
+    """Raises where a client (or a site: `what`) of a cohort was drawn `most` times, and the round could not
+    count it so often."""
+    if most <= 1:
+        return
+    if composed.uplink.hides:
+        raise ValueError(
+            f"a {what} of this cohort was drawn {most} times, and {composed.uplink.name} hides its report, which can "
+            "therefore not be counted so often: draw cohorts without replacement"
+        )
+    if counts_clients(state_shapes(composed).server):
+        raise ValueError(
+            f"a {what} of this cohort was drawn {most} times, and {composed.downlink.name} in one stream goes on once as "
+            f"many reports came as there are {what}s: draw cohorts without replacement, or give it per_client=True"
         )
 
 

@@ -135,6 +135,11 @@ def check_known(delta: Delta, uplink: Stage) -> None:
         )
 
 
+def counts_clients(server: Server) -> bool:
+    """Whether this server takes as many reports as there are clients for a report of each: in one stream."""
+    return isinstance(server, Remembering) and any(isinstance(one, Common) for one in server.memory)
+
+
 class _Coded(NamedTuple):
     """An algorithm's exchanges with coded messages, and the memories that both ends begin with."""
 

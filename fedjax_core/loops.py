@@ -39,7 +39,7 @@ from fedjax_core.data.batches import Plan
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.cohort import as_cohort
 from fedjax_core.evaluation import Evaluation
-from fedjax_core.lanes.checks import check_model, check_simulation
+from fedjax_core.lanes.checks import check_counts, check_model, check_simulation
 from fedjax_core.lanes.evaluate import evaluate_state, score_state
 from fedjax_core.metrics import Sum, add
 from fedjax_core.one_by_one import one_by_one
@@ -122,6 +122,7 @@ class Loops:
         The state given is never used up, whatever `donate` says.
         """
         cohort, drawn = as_cohort(cohort, len(self.clients))
+        check_counts(self.round, np.asarray(drawn))
         number, seen, refused = int(state.round), list[Mapping[str, Any]](), set[int]()
         counts, brought = [float(count) for count in drawn], list[tuple[int, int]]()
         for e, exchange in enumerate(self.round.algorithm.exchanges):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from fedjax_core.aggregators.base import check_cohort
-from fedjax_core.composition import check_metrics, check_population
+from fedjax_core.composition import check_metrics, check_population, check_repeats
 from fedjax_core.data.clients import Clients
 from fedjax_core.data.columns import forget, mapped, narrow
 from fedjax_core.data.task_check import check_data
@@ -60,11 +60,7 @@ def check_counts(composed: Round, counts: np.ndarray) -> None:
     """Raises where a cohort drawn so often ([K] counts) is too small for the round, or has repeats that it
     cannot count."""
     check_cohort(composed.aggregator, int(np.sum(counts > 0)))
-    if composed.uplink.hides and np.any(counts > 1):
-        raise ValueError(
-            f"a client of this cohort was drawn {np.max(counts)} times, and {composed.uplink.name} hides its report, which can "
-            "therefore not be counted so often: draw cohorts without replacement"
-        )
+    check_repeats(composed, int(np.max(counts, initial=0)))
 
 
 def warn_outgrown(cohort_size: int, room: int) -> None:

@@ -26,13 +26,13 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from fedjax_core.stats.base import Limits, Source, Sums, ask, count, names_of
-from fedjax_core.stats.expressions import Expression, check, evaluate
+from fedjax_core.stats.expressions import Expression, check
 from fedjax_core.stats.formula import Design, read
 from fedjax_core.stats.inference import Estimates
 from fedjax_core.stats.newton import NoEstimate, check_independent
 from fedjax_core.stats.survey import Missing, survey
 from fedjax_core.stats.table import Table
-from fedjax_core.stats.visits import Components, Visits, unflattened
+from fedjax_core.stats.visits import Components, Visits, rows_of, unflattened
 from fedjax_core.stats.visits import fit as fit_visits
 
 
@@ -52,12 +52,7 @@ class Products:
         return self.used
 
     def sums(self, table: Table, limits: Limits) -> Sums:
-        table = table.complete(self.used)
-        x = self.design.matrix(table)
-        y = evaluate(self.outcome, table)
-        limits.group(table.person_ids, "people", self.used)
-        limits.model(table, self.design, x, y, self.used)
-        z = np.concatenate([x, y[:, None]], axis=1)
+        z = rows_of(self.design, self.outcome, self.used, table.complete(self.used), limits)
         mean = z.mean(axis=0) if len(z) else np.zeros(z.shape[1])
         return {"rows": count(len(z)), "mean": mean, "products": (z - mean).T @ (z - mean)}
 

@@ -37,6 +37,17 @@ _RATIOS = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 17)])  # of variances, 
 _STEP = 1e-3  # step of log ratios, for derivatives by differences
 
 
+def rows_of(
+    design: Design, outcome: Expression, used: tuple[str, ...], table: Table, limits: Limits
+) -> np.ndarray:
+    """[rows, P + 1]: the design's columns and, last, the outcome, of a table without missing values, where
+    the site's limits let a model of the columns `used` leave."""
+    x, y = design.matrix(table), evaluate(outcome, table)
+    limits.group(table.person_ids, "people", used)
+    limits.model(table, design, x, y, used)
+    return np.concatenate([x, y[:, None]], axis=1)
+
+
 @dataclass(frozen=True)
 class Visits:
     """The site half: products of rows within people, and of people's means by how many rows they have.
@@ -58,11 +69,7 @@ class Visits:
 
     def sums(self, table: Table, limits: Limits) -> Sums:
         table = table.complete(self.used)
-        x = self.design.matrix(table)
-        y = evaluate(self.outcome, table)
-        limits.group(table.person_ids, "people", self.used)
-        limits.model(table, self.design, x, y, self.used)
-        z = np.concatenate([x, y[:, None]], axis=1)
+        z = rows_of(self.design, self.outcome, self.used, table, limits)
         place = _in_order(self._person_ids(table))
         visits = np.bincount(place)
         means = np.zeros((len(visits), z.shape[1]))

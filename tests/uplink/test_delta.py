@@ -178,3 +178,19 @@ def test_what_has_no_memory_is_refused_with_the_way_out(message):
         MISTAKES[message]()
     with pytest.raises(TypeError, match="codes by a stage, got int"):
         uplink.delta(4, 3)
+
+
+def test_clients_drawn_twice_are_refused_where_reports_are_counted():
+    """Four reports of two clients are none of the other two, who would lack the next difference for good."""
+    twice = fc.Cohort(np.array([0, 1]), np.array([2, 1]))
+    for backend, per_client in ((fc.Loops, False), (fc.Simulator, False), (fc.Simulator, True)):
+        composed = fc.compose(of.fedavg(UNEVEN, SGD), downlink=uplink.delta(HALF, N, per_client))
+        sim = backend(composed, UNEQUAL, batch_size=1)
+        state = sim.init(jax.random.key(0))
+        if per_client:
+            sim.run(state, twice)
+        else:
+            with pytest.raises(
+                ValueError, match=r"drawn 2 times, and delta\(topk\) in one stream .* per_client=True"
+            ):
+                sim.run(state, twice)

@@ -100,7 +100,7 @@ def secure_exchange(
                 "state._replace(round=state.round + 1). The state is unchanged."
             )
         turns = {position: place for position, place in turns.items() if collector.names[position] in before}
-    _check(composed, e, cohort, turns, number, collector)
+    _check(composed, e, turns, number, collector)
     sent, state = broadcast(composed, e, context.state, len(context.version))
     noise = requests.noise(state, e)
     request = training(
@@ -144,15 +144,8 @@ def _record_exchange(record: Record, number: int, e: int, party: str, what: str,
     record(party, what, number, {**details, "exchange": e})
 
 
-def _check(
-    composed: Round, e: int, cohort: Cohort, turns: Mapping[int, int], number: int, collector: Collector
-) -> None:
+def _check(composed: Round, e: int, turns: Mapping[int, int], number: int, collector: Collector) -> None:
     """Raises, before any site is asked, if no sum of these sites could be read."""
-    if int(cohort.counts.max(initial=1)) > 1:
-        raise ValueError(
-            f"a site of this cohort was drawn {int(cohort.counts.max())} times, and {composed.uplink.name} hides its report, which can "
-            "therefore not be counted so often: draw cohorts without replacement"
-        )
     if len(turns) < MINIMUM:
         raise Paused(
             f"round {number}, exchange {e}: {len(turns)} sites can be asked, and no site takes part in a sum of fewer than {MINIMUM}, of "

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fedjax_core.composition import check_repeats
 from fedjax_core.data.cohort import as_cohort
 from fedjax_core.metrics import add
 from fedjax_core.round import Round, State
@@ -80,6 +81,7 @@ class SynchronousRounds:
         """Runs one round: (state, metrics that add)."""
         number, collector = int(state.round), self._collector
         chosen = as_cohort(cohort, len(collector.names))
+        check_repeats(self._round, int(chosen.counts.max(initial=0)), "site")
         collector.begin(number, chosen.clients, sum(PARTS if masked else 1 for masked in self._masked))
         places = [
             place
